@@ -20,7 +20,8 @@ INTRODUCTION = Path(__file__).with_name("results_format.intro.md")
 RECORDS = (
     schema.ExperimentResult, schema.SeedResult, schema.ModelScore, schema.StudentResult, schema.Agreement,
     schema.Pgr, schema.LinkResult, schema.DirectResult, schema.BaselineResult, schema.ControlResult,
-    schema.MethodSummary, schema.PgrSummary, schema.DirectSummary, schema.DatasetInfo, settings.RunSettings,
+    schema.TransferResult, schema.TransferStudent, schema.MethodSummary, schema.PgrSummary, schema.DirectSummary,
+    schema.TransferSummary, schema.DatasetInfo, settings.RunSettings,
     settings.TrainingSettings, settings.StudentSettings,
 )  # fmt: skip
 NAMES = {record.__name__ for record in RECORDS}
@@ -98,6 +99,10 @@ TEXTS = {
     "accuracy": "Accuracy on the test rows, in [0, 1].",
     "ci95": "95 % interval of the accuracy (Wilson).",
     "n": "Number of test rows.",
+    "TransferResult.dataset": "Dataset of the test rows, on the Hub.",
+    "TransferResult.weak": "The weak supervisor.",
+    "TransferResult.ceiling": "The strong ceiling.",
+    "MethodSummary.transfer": "Results on the test rows of other tasks, by the name of the task.",
     "SeedResult.weak": "The weak supervisor.",
     "SeedResult.ceiling": "The strong ceiling.",
     "output": "Directory of the model, below the output directory.",

@@ -83,6 +83,7 @@ LAYERS = [
     {"experiments.analysis_context"},
     {"experiments.analyses", "experiments.self_baselines"},
     {"experiments.settings.classification", "experiments.settings.generation"},
+    {"experiments.transfer"},
     {"experiments.settings.chess", "experiments.settings.reward"},
     {"experiments.settings"},
     {"experiments.experiment"},

@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 from .cards import ROWS, Score
 from .cards.trained_with import subject
 from .metrics import rounded
-from .results import AnyScore, ExperimentResult, MethodSummary
+from .results import AnyScore, ExperimentResult, MethodSummary, SeedResult, TransferResult, TransferSummary
 
 __all__ = [
     "PALETTE",
@@ -27,6 +27,7 @@ __all__ = [
     "lay_out",
     "plot_accuracies",
     "plot_gap",
+    "plot_transfer",
     "series_styles",
     "short_names",
     "size_label",
@@ -139,7 +140,7 @@ def plot_accuracies(results: ExperimentResult | dict, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _pgr_note(summary: MethodSummary) -> str:
+def _pgr_note(summary: MethodSummary | TransferSummary) -> str:
     """Returns the text above the bar of a method: PGR, or its median over seeds, and the number of undefined PGRs."""
     n_seeds, n_undefined = summary.n_seeds, summary.n_undefined
     if summary.pgr_median is None:
@@ -209,6 +210,80 @@ def plot_gap(
         axes.set_xlabel(f"test accuracy with 95 % intervals, n = {student.n}")
         if title is not None:
             axes.set_title(clipped(title, 60), loc="left")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+
+
+# Colours of students by method. Supervisor and ceiling have the other colours of the palette.
+_STUDENTS = ("blue", "vermilion", "sky", "orange", "purple")
+
+
+def plot_transfer(results: ExperimentResult, path: Path) -> None:
+    """
+    Draws the accuracies of supervisor, students and ceiling on the test rows of their task and of the other tasks.
+
+    A bar is the mean over seeds, and each seed is a point. With one seed, the 95 % interval over test rows is drawn
+    instead. The PGR of each student is below the bars of a task.
+
+    Args:
+        results ([`ExperimentResult`]): The results, with `transfer`.
+        path (`Path`): A `.png` file.
+    """
+    runs, methods = results.runs, [summary.method for summary in results.summary]
+    colours = {f"student, {method}": PALETTE[_STUDENTS[n % len(_STUDENTS)]] for n, method in enumerate(methods)}
+    colours = {"weak supervisor": _COLOURS["weak"], **colours, "strong ceiling": _COLOURS["ceiling"]}
+    groups: dict[str, tuple[Sequence[SeedResult | TransferResult], list[MethodSummary | TransferSummary]]] = {
+        f"{results.task}\n(trained on)": (runs, [*results.summary]),
+        **{
+            task: ([run.transfer[task] for run in runs], [summary.transfer[task] for summary in results.summary])
+            for task in runs[0].transfer
+        },
+    }
+    n_bars = len(colours)
+    width = 0.8 / n_bars
+    with matplotlib.rc_context(STYLE):
+        # A group is wide enough for the text below it.
+        longest = max(len("median PGR -0.00") + max(map(len, methods)), *map(len, groups))
+        figure = Figure(figsize=(1.0 + len(groups) * max(0.42 * n_bars + 0.3, 0.084 * longest), 4.4))
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots()
+        labels, top = [], 0.0
+        for x, (name, (seeds, summaries)) in enumerate(groups.items()):
+            scores = [[seed.weak, *seed.students, seed.ceiling] for seed in seeds]
+            for position, colour in enumerate(colours.values()):
+                place = x + (position - (n_bars - 1) / 2) * width
+                of_role = [of_seed[position] for of_seed in scores]
+                accuracies = np.array([score.accuracy for score in of_role])
+                mean = accuracies.mean()
+                axes.bar(place, mean, width=0.92 * width, color=colour, zorder=2)
+                interval = of_role[0].ci95
+                if len(of_role) == 1 and interval is not None:
+                    error = _error(mean, *interval)
+                    axes.errorbar(place, mean, error, color="black", capsize=3, lw=1, zorder=3)
+                    top = max(top, mean, interval[1])
+                else:
+                    spread = place + np.linspace(-0.25, 0.25, len(of_role)) * width
+                    axes.scatter(spread, accuracies, s=12, color="white", edgecolor="black", lw=0.7, zorder=3)
+                    top = max(top, *accuracies)
+            notes = [
+                f"{method}: {_pgr_note(summary)}".replace("\n", " ")
+                for method, summary in zip(methods, summaries, strict=True)
+            ]
+            labels.append("\n".join([name if "\n" in name else f"{name}\n", *notes]))
+        axes.set_xticks(range(len(groups)), labels)
+        axes.tick_params(axis="x", length=0)
+        if results.chance is not None:
+            axes.axhline(results.chance, color="black", lw=0.8, ls=":", zorder=4)
+            axes.annotate("chance", (1, results.chance), (2, 0), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", fontsize=8, va="center")  # fmt: skip
+        axes.set_xlim(-0.55, len(groups) - 0.45)
+        axes.set_ylim(0, top * 1.04)
+        axes.set_ylabel("test accuracy")
+        spread_of = f"mean of {len(runs)} seeds (points)" if len(runs) > 1 else f"seed {runs[0].seed}, 95 % intervals"
+        title = f"trained on {subject(results.task, results.is_demo)}, scored on other tasks"
+        axes.set_title(f"{title}\naccuracy on test {ROWS[results.setting]}, {spread_of}", loc="left")
+        handles = [Patch(color=colour, label=role) for role, colour in colours.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(n_bars, 2 * len(groups)))
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 

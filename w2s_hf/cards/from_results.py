@@ -95,6 +95,10 @@ def _facts_of_student(results: ExperimentResult, run: SeedResult, student: Stude
         "row_weights": labels and labels.weights,
         "taught_by": student.links[-1].taught_by if student.links else None,
         "pgr_against_plain": None if plain is None else plain.pgr,
+        "transfer": {
+            task: next(other for other in scores.students if other.method == student.method)
+            for task, scores in run.transfer.items()
+        },
         "summary": results.summary_of(student.method),
     }
 

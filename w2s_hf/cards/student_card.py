@@ -9,7 +9,7 @@ from typing import Any, Self
 from huggingface_hub import EvalResult, ModelCardData, constants
 
 from ..metrics import performance_gap_recovered, pgr_undefined_reason
-from ..results import ExperimentResult, LinkResult, MethodSummary, SeedResult, StudentResult
+from ..results import ExperimentResult, LinkResult, MethodSummary, SeedResult, StudentResult, TransferStudent
 from .from_results import facts_of
 from .markdown import Markup, render
 from .score import Score, interval
@@ -67,6 +67,7 @@ class StudentCard:
             `supervisor_wrong`.
         early_stopping (`dict`, *optional*): Step, accuracy and PGR of other stopping rules, by name. Rules with
             `cheats` are marked as diagnostics.
+        transfer (`dict[str, TransferStudent]`, *optional*): Scores on the test rows of other tasks, by task.
         taught_by (`str`, *optional*): Model of the training labels if it is not `weak`: the previous link of a chain.
         links (`list` of [`LinkResult`], *optional*): Links of the chain, of which the student is the last.
         n_rows (`dict[str, int]`, *optional*): Number of rows of each split.
@@ -119,6 +120,7 @@ class StudentCard:
     ceiling_warning: str | None = None
     agreement: dict | None = None
     early_stopping: dict = field(default_factory=dict)
+    transfer: dict[str, TransferStudent] = field(default_factory=dict)
     taught_by: str | None = None
     links: list[LinkResult] = field(default_factory=list)
     n_rows: dict[str, int] = field(default_factory=dict)

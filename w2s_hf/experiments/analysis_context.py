@@ -1,7 +1,7 @@
 """The finished experiment of one seed for an analysis, with methods to train and query further models."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +43,7 @@ class AnalysisContext:
         result ([`SeedResult`]): The results of the seed.
         scorer ([`Scorer`]): The predictions of the test rows, and which of them are correct.
         world ([`World`], *optional*): The world of the demo, whose models have a small vocabulary.
+        transfer (`dict[str, Scorer]`, *optional*): The predictions of the test rows of other tasks, by task.
     """
 
     args: Own
@@ -54,6 +55,7 @@ class AnalysisContext:
     result: SeedResult
     scorer: Scorer
     world: Own = None
+    transfer: dict[str, Scorer] = field(default_factory=dict)
 
     @property
     def weak_labels(self) -> LabelsById:

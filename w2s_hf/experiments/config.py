@@ -191,6 +191,15 @@ class ExperimentArguments:
             "metavar": "ANALYSIS",
         },
     )
+    transfer_tasks: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Other tasks on whose test rows supervisor, students and ceiling are also scored, without further "
+            "training. Texts: names or Python files of tasks with the same class names. Pairs: any other task of "
+            "pairs. To add tasks to a finished run, repeat its command with this option.",
+            "metavar": "TASK",
+        },
+    )
     n_snapshots: int = field(
         default=10, metadata={"help": "Number of evaluations during training, for --analyses overfitting."}
     )
@@ -471,6 +480,11 @@ class GenerationArguments(ExperimentArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.transfer_tasks:
+            raise ValueError(
+                f"--transfer_tasks: got {' '.join(self.transfer_tasks)} for a task with completions, expected text "
+                "classification or pairs of responses. Leave the option out."
+            )
         wrong = [
             name
             for name, method in self.methods_by_name.items()

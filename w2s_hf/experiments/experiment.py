@@ -23,6 +23,7 @@ from ..results import DatasetInfo, ExperimentResult
 from ..results.predictions import PREDICTIONS, predictions_table, write_predictions
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
 from ..tasks.prompt import answer_tokens, head_tokens
+from ..tasks.splits import TransferRows
 from .analyses import analyse, analysis_notes, analysis_title, prompted
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
@@ -43,9 +44,10 @@ from .self_baselines import (
     self_trained_summary,
 )  # fmt: skip
 from .settings.base import Setting
-from .settings.classification import CLASSIFICATION, LINEAR_PROBE
+from .settings.classification import CLASSIFICATION, LINEAR_PROBE, ProbabilitySetting
 from .settings.generation import GenerationSetting
 from .settings.reward import REWARD
+from .transfer import TRANSFER_TITLE, find_transfer_tasks, load_transfer_rows, summarise_transfer, with_transfer
 
 __all__ = ["Experiment", "run_experiment"]
 
@@ -128,7 +130,9 @@ class Experiment:
         self.task, self.setting, self.args = task, setting, args
         self.training_args, self.student_config = training_args, student_config.resolved(training_args.use_cpu)
         self.output_dir = Path(training_args.output_dir)
+        self.transfer_tasks = find_transfer_tasks(task, args.transfer_tasks) if args.transfer_tasks else []
         self._inputs: dict[int, tuple[Models, TaskSplits]] = {}
+        self._transfer_rows: dict[tuple, dict[str, TransferRows]] = {}
         if like is None:
             around = one_thread if args.demo and not has_chosen_threads() else nullcontext
             progress = Progress()
@@ -166,6 +170,7 @@ class Experiment:
             key = (self.task.name, seed if self.args.demo else None, self.args.n_links, *readers)
             if key not in self._splits:
                 self._splits[key] = self._load_splits(seed)
+            self.transfer_rows(seed, self._splits[key])
             models = models or self._find_models(seed)
             n_examples, n_shots = len(self._splits[key].student_half), self.args.prompt_shots
             if "prompting" in self.args.analyses and n_shots > n_examples:
@@ -284,6 +289,17 @@ class Experiment:
         splits = self.setting.load_demo_rows(self.task, self.args, self.training_args, world)
         return replace(splits, source={"id": DEMO_DATASET, "revision": f"world {world.seed}"})
 
+    def transfer_rows(self, seed: int, splits: TaskSplits) -> dict[str, TransferRows]:
+        """Returns the test rows of `--transfer_tasks` by task. `splits` are the rows of the seed."""
+        key = (splits.fingerprint, seed if self.args.demo else None)
+        if self.transfer_tasks and key not in self._transfer_rows:
+            assert isinstance(self.setting, ProbabilitySetting)  # the arguments of other settings refuse the option
+            world, readers = self.world(seed), [] if self.args.demo else self.readers()
+            self._transfer_rows[key] = load_transfer_rows(
+                self.transfer_tasks, self.setting, self.args, self.training_args, readers, world, splits
+            )
+        return self._transfer_rows.get(key, {})
+
     def _check_memory(self, models: Models) -> None:
         """Refuses models that do not fit in memory, before their weights are downloaded. Checks each model once."""
         if self.args.demo or not self.args.check_memory:
@@ -367,7 +383,8 @@ class Experiment:
         result = score_seed(models, splits, args, seed, trained, scorer)
         world = self.world(seed)
         context = AnalysisContext(args, models, splits, seed, finetuner, trained, result, scorer, world)
-        return replace(context, result=replace(result, **self.setting.further_results(context)))
+        context = replace(context, result=replace(result, **self.setting.further_results(context)))
+        return with_transfer(context, self.transfer_rows(seed, splits))
 
     def run(self) -> ExperimentResult:
         """
@@ -447,13 +464,16 @@ class Experiment:
         weak, student, *chain = (name_of(name, args.demo) for name in (weak, student, *args.chain))
         steps += planned_models(args, weak, student, chain, control is not None)
         steps += self.setting.further_steps(args)
+        steps += [TRANSFER_TITLE] * bool(self.transfer_tasks)
         steps += [analysis_title(name) for name in args.analyses]
         return steps * len(args.seeds)
 
     @property
     def identity(self) -> Manifest:
         """The manifest that distinguishes this experiment from other experiments in the same output directory."""
-        return identity_of(self.task.name, self.setting.name, self.args, self.training_args, self.student_config)
+        manifest = identity_of(self.task.name, self.setting.name, self.args, self.training_args, self.student_config)
+        manifest.analyses |= {f"--transfer_tasks {task.name}": {} for task in self.transfer_tasks}
+        return manifest
 
     def _claim_output_dir(self) -> Manifest:
         """
@@ -531,7 +551,10 @@ class Experiment:
             ),
             runs=[context.result for context in contexts],
             self_trained=self_trained_summary(contexts),
-            summary=[summarise(correct, name, same_rows) for name in args.methods_by_name],
+            summary=[
+                replace(summarise(correct, name, same_rows), transfer=summarise_transfer(contexts, name, same_rows))
+                for name in args.methods_by_name
+            ],
             settings=run_settings(args, self.training_args, self.student_config),
             versions=library_versions(),
             wall_seconds={

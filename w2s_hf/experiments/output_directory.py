@@ -31,7 +31,7 @@ _RESULTS = {
 # it is run, or are compared by their effect (training settings, models, rows).
 _NOT_COMPARED = {
     "task", "demo", "seeds", "methods", "analyses", "ladder", "link_rows", "n_snapshots", "prompt_shots",
-    "prompt_form", "rows_fit",
+    "prompt_form", "rows_fit", "transfer_tasks",
     "zero_shot", "max_train_rating", "min_hard_rating", "weak_model", "student_model", "dataset_path",
     "weak_learning_rate", "weak_num_train_epochs", "weak_weight_decay", "n_supervisors", "keep_confident",
     "generative_finetuning", "generative_learning_rate", "generative_num_train_epochs", "check_memory", "list_tasks",

@@ -1,7 +1,7 @@
 """Writes results.json, report.md, a figure and the card of each student."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +14,7 @@ from ..cards.score import interval
 from ..cards.trained_with import subject
 from ..config import StudentConfig
 from ..metrics import rounded
-from ..plots import plot_accuracies, plot_gap
+from ..plots import plot_accuracies, plot_gap, plot_transfer
 from ..results import (
     SELF_TRAINED,
     AnyScore,
@@ -101,6 +101,76 @@ def _summary(results: ExperimentResult) -> tuple[list[str], list[list[str]]]:
             line.append(_pgr(plain.pgr_median, plain.pgr_ci95))
         rows.append([*line, str(summary.n_seeds), str(summary.n_undefined)])
     return header, rows
+
+
+def _transfer(results: ExperimentResult) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Returns the header and a line per model of each other task (`--transfer_tasks`), by task."""
+    runs = results.runs
+    header = ["role", "accuracy [95 %]", "PGR [95 %]"]
+    if len(runs) > 1:
+        header = ["role", "mean accuracy", "median PGR [95 %]", "seeds", "PGR undefined"]
+
+    def accuracy_of(scores: Sequence[AnyScore]) -> str:
+        ci95 = scores[0].ci95 if len(scores) == 1 else None
+        return rounded(sum(score.accuracy for score in scores) / len(scores)) + interval(ci95, 3)
+
+    tables = {}
+    for task in runs[0].transfer:
+        of_seeds = [run.transfer[task] for run in runs]
+        lines = [["weak supervisor", accuracy_of([of_seed.weak for of_seed in of_seeds])]]
+        for position, summary in enumerate(results.summary):
+            of_task = summary.transfer[task]
+            line = [f"student, {summary.method}", accuracy_of([of_seed.students[position] for of_seed in of_seeds])]
+            line.append(_pgr(of_task.pgr_median, of_task.pgr_ci95))
+            lines.append(line + [str(of_task.n_seeds), str(of_task.n_undefined)] * (len(runs) > 1))
+        lines.append(["strong ceiling", accuracy_of([of_seed.ceiling for of_seed in of_seeds])])
+        tables[task] = header, [line + [""] * (len(header) - len(line)) for line in lines]
+    return tables
+
+
+_SAME_WORLD = " In the demo, the rows of all tasks are about the same entities. They differ only in their format."
+
+
+def _transfer_notes(results: ExperimentResult) -> list[str]:
+    """Returns the section of the report about other tasks; an empty list without `--transfer_tasks`."""
+    tables, rows = _transfer(results), ROWS[results.setting]
+    if not tables:
+        return []
+    notes = [
+        "## Other tasks",
+        f"The models were trained on {results.task} only. They are scored on test {rows} of other tasks, without "
+        "further training. PGR compares the students with the supervisor and the ceiling on the same "
+        f"{rows}." + _SAME_WORLD * results.is_demo,
+        "![Accuracy on other tasks](figures/transfer.png)",
+    ]
+    for task, table in tables.items():
+        of_seeds = [run.transfer[task] for run in results.runs]
+        first = of_seeds[0]
+        shared = " or ".join(str(n) for n in sorted({of_seed.n_shared for of_seed in of_seeds}))
+        revision = " and ".join(dict.fromkeys(of_seed.revision for of_seed in of_seeds))  # the demo has several worlds
+        text = f"The accuracies are measured on {first.weak.n} test {rows} from {first.dataset} ({revision})."
+        if shared != "0":
+            text += f" Another {shared} {rows} share their text or a group with training {rows} and are left out."
+        notes += [f"### {task}", text, markdown_table(*table)]
+        notes += [f"- {sentence}" for sentence in _transfer_caveats(results, task)]
+    return notes
+
+
+def _transfer_caveats(results: ExperimentResult, task: str) -> list[str]:
+    """Returns a sentence for each seed in which the ceiling is at chance on another task, or PGR is undefined."""
+    lines = []
+    for run in results.runs:
+        of_task = run.transfer[task]
+        ceiling, chance = of_task.ceiling, results.chance or 0.0
+        if ceiling.ci95 is not None and ceiling.ci95[0] <= chance:
+            lines.append(
+                f"Seed {run.seed}: on {task}, the ceiling has accuracy {rounded(ceiling.accuracy)}"
+                f"{interval(ceiling.ci95, 3)}, which is not better than guessing. PGR on this task is meaningless."
+            )
+            continue
+        reasons = {student.pgr_undefined for student in of_task.students} - {None}
+        lines += [f"Seed {run.seed}: PGR on {task} is undefined: {reason}." for reason in reasons]
+    return lines
 
 
 def _caveats(results: ExperimentResult) -> list[str]:
@@ -248,14 +318,21 @@ def print_table(results: ExperimentResult | dict, output_dir: str) -> None:
     results = results if isinstance(results, ExperimentResult) else ExperimentResult.from_dict(results)
     name = f", run {results.run_name}" if results.run_name else ""
     print(f"\n{subject(results.task, results.is_demo)}{name}")
-    for header, rows in (_table(results), _summary(results)):
+    transfer = [
+        (["test rows", *header], [[f"{task}, n = {results.runs[0].transfer[task].weak.n}", *line] for line in rows])
+        for task, (header, rows) in _transfer(results).items()
+    ]
+    if transfer:  # one table for all other tasks
+        transfer = [(transfer[0][0], [line for _, rows in transfer for line in rows])]
+    for header, rows in (_table(results), _summary(results), *transfer):
         widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
         print()
         for line in (header, ["-" * width for width in widths], *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    for sentence in (*_comparisons(results), *_caveats(results)):
+    on_others = [sentence for task in results.runs[0].transfer for sentence in _transfer_caveats(results, task)]
+    for sentence in (*_comparisons(results), *_caveats(results), *on_others):
         print(f"\n{sentence}")
-    tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}"
+    tested = f"{results.runs[0].weak.n} test {ROWS[results.setting]}" + (f" of {results.task}" if transfer else "")
     print(f"\nAccuracies are measured on {tested}. The directory {output_dir} contains results.json,")
     print("predictions.parquet, report.md, figures/, weak_labels/ and students/.", flush=True)
 
@@ -346,7 +423,9 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
     results = results if isinstance(results, ExperimentResult) else ExperimentResult.from_dict(results)
     output_dir.mkdir(parents=True, exist_ok=True)
     plot_accuracies(results, output_dir / "figures" / "accuracy.png")
-    _write(output_dir / "report.md", _report(results, notes))
+    if results.runs[0].transfer:
+        plot_transfer(results, output_dir / "figures" / "transfer.png")
+    _write(output_dir / "report.md", _report(results, [*_transfer_notes(results), *notes]))
     for run in results.runs:
         for student in run.students:
             for link in (None, *student.links[:-1]):  # the last link is the student

@@ -16,6 +16,7 @@ from ..methods import BOOTSTRAP, Method
 from ..probabilities import summary_of_weights
 from ..results import ControlResult, MethodSummary, ModelScore, SeedResult, StudentResult
 from ..tasks import TaskSplits
+from ..tasks.splits import TransferRows
 from .cache import StageCache
 from .config import ExperimentArguments
 from .finetuner import Finetuned
@@ -31,7 +32,7 @@ class Scorer:
 
     Args:
         setting ([`Setting`]): Decides which predictions are correct.
-        splits ([`TaskSplits`]): Contains the test rows.
+        splits ([`TaskSplits`] or [`TransferRows`]): Contains the test rows.
         trained (`dict[str, Finetuned]`): The models, as [`run_seed`] returns them.
 
     Attributes:
@@ -39,7 +40,7 @@ class Scorer:
         correct (`dict[str, np.ndarray]`): Whether each role predicts each test row correctly, `(N,)` bool.
     """
 
-    def __init__(self, setting: Setting, splits: TaskSplits, trained: dict[str, Finetuned]):
+    def __init__(self, setting: Setting, splits: TaskSplits | TransferRows, trained: dict[str, Finetuned]):
         self.setting, self.test = setting, splits.test
         ids = list(self.test["id"])
         self.predictions = {role: model.predictions.of(ids) for role, model in trained.items()}

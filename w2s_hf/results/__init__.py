@@ -22,6 +22,9 @@ from .schema import (
     SeedResult,
     SelfTrainedSummary,
     StudentResult,
+    TransferResult,
+    TransferStudent,
+    TransferSummary,
     is_results,
 )
 from .settings import RunSettings, StudentSettings, TrainingSettings
@@ -36,6 +39,7 @@ __all__ = [
     "MethodSummary", "ModelScore", "Pgr", "PgrSummary", "RunSettings", "SeedResult", "SelfTrainedSummary",
     "StudentResult", "StudentSettings", "TrainingSettings", "find_results", "is_results",
     "read_predictions", "read_results",
+    "TransferResult", "TransferStudent", "TransferSummary",
 ]  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from .settings import RunSettings
 __all__ = [
     "SELF_TRAINED", "Agreement", "AnyScore", "BaselineResult", "ControlResult", "DatasetInfo", "DirectResult",
     "DirectSummary", "ExperimentResult", "LabelsResult", "LinkResult", "MethodSummary", "ModelScore", "Pgr",
-    "PgrSummary", "SeedResult", "SelfTrainedSummary", "StudentResult", "is_results",
+    "PgrSummary", "SeedResult", "SelfTrainedSummary", "StudentResult", "TransferResult", "TransferStudent",
+    "TransferSummary", "is_results",
 ]  # fmt: skip
 
 
@@ -225,7 +226,44 @@ class StudentResult(Record):
     labels: LabelsResult | None = None
 
 
-AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult
+@dataclass(kw_only=True)
+class TransferStudent(Record):
+    """The scores of a student on the test rows of another task, and its PGR on these rows."""
+
+    method: str
+    accuracy: float
+    ci95: list[float] | None = always()
+    n: int
+    scores: dict = rest()
+    pgr: float | None
+    pgr_ci95: list[float] | None = always()
+    pgr_undefined: str | None = always()
+
+
+@dataclass(kw_only=True)
+class TransferResult(Record):
+    """
+    The scores of one seed on the test rows of another task (`--transfer_tasks`). No model was trained on this task.
+
+    Args:
+        dataset (`str`): Dataset of the test rows, on the Hub.
+        revision (`str`): Commit on the Hub, `"local"` or `"generated"`.
+        n_shared (`int`): Number of test rows that were dropped, because they share their text or a group with a
+            training row.
+        weak, ceiling ([`ModelScore`]): Supervisor and ceiling.
+        students (`list` of [`TransferStudent`]): One student per method.
+    """
+
+    dataset: str
+    revision: str
+    n_shared: int
+    weak: ModelScore
+    ceiling: ModelScore
+    students: list[TransferStudent]
+    extra: dict = rest()
+
+
+AnyScore = ModelScore | BaselineResult | ControlResult | LinkResult | StudentResult | DirectResult | TransferStudent
 
 
 @dataclass(kw_only=True)
@@ -244,6 +282,7 @@ class SeedResult(Record):
         self_trained ([`DirectResult`], *optional*): The student trained on its own zero-shot answers.
         by_situation, easy_to_hard (`dict`, *optional*): Results that only the reward demo or chess have.
         analyses (`dict[str, dict]`): Results of `--analyses` by name.
+        transfer (`dict` of [`TransferResult`]): Results of `--transfer_tasks` by the name of the task.
     """
 
     seed: int
@@ -258,6 +297,7 @@ class SeedResult(Record):
     by_situation: dict = field(default_factory=dict)
     easy_to_hard: dict = field(default_factory=dict)
     analyses: dict[str, dict] = field(default_factory=dict)
+    transfer: dict[str, TransferResult] = field(default_factory=dict)
     extra: dict = rest()
 
     def accuracy_of_guessing(self, chance: float | None) -> float | None:
@@ -323,8 +363,23 @@ class DirectSummary(Record):
 
 
 @dataclass(kw_only=True)
+class TransferSummary(Record):
+    """The mean accuracy and [`PgrSummary`] of a method on the test rows of another task."""
+
+    accuracy_mean: float
+    pgr_median: float | None
+    pgr_ci95: list[float] | None = always()
+    n_seeds: int
+    n_undefined: int
+    extra: dict = rest()
+
+
+@dataclass(kw_only=True)
 class MethodSummary(Record):
-    """The mean accuracy and [`PgrSummary`] of a method over the seeds. Further fields are as in [`StudentResult`]."""
+    """
+    The mean accuracy and [`PgrSummary`] of a method over the seeds. Further fields are as in [`StudentResult`].
+    `transfer` has a [`TransferSummary`] by the name of each other task.
+    """
 
     method: str
     accuracy_mean: float
@@ -334,6 +389,7 @@ class MethodSummary(Record):
     n_undefined: int
     against_plain_ceiling: PgrSummary | None = None
     direct: dict[str, DirectSummary] = field(default_factory=dict)
+    transfer: dict[str, TransferSummary] = field(default_factory=dict)
     extra: dict = rest()
 
 

@@ -99,6 +99,11 @@ class Session:
                 "Got --analyses in --cell_config, expected a configuration without analyses. Remove them, and run the "
                 "analyses with `w2s run`."
             )
+        if parsed[0].transfer_tasks:
+            raise ValueError(
+                "Got --transfer_tasks in --cell_config, expected a configuration without other tasks. Remove them, "
+                "and score the tasks with `w2s run`."
+            )
         like = self._experiments.get(cell.setting)
         task = find_any_task(cell.task)
         if options_of(task) is not line:

@@ -18,7 +18,7 @@ from .splits import Loader, SplitOptions, TaskSplits
 from .task import AnyTask, Source, normal, random_key
 from .tokenizing import PAIR_COLUMNS, response_lengths
 
-__all__ = ["ANTHROPIC_HH", "PREFERENCE_TASKS", "PreferenceTask", "load_pairs"]
+__all__ = ["ANTHROPIC_HH", "PREFERENCE_TASKS", "PairLoader", "PreferenceTask", "load_pairs"]
 
 logger = logging.getLogger(__name__)
 

@@ -31,10 +31,10 @@ from .halves import (
     unique_rows,
 )
 from .loading import load_raw
-from .task import AnyTask, sources_of
+from .task import AnyTask, normal, sources_of
 from .tokenizing import TEXT_COLUMNS
 
-__all__ = ["Half", "Loader", "SplitOptions", "TaskSplits"]
+__all__ = ["Half", "Loader", "SplitOptions", "TaskSplits", "TransferRows"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,9 @@ class TaskSplits:
         links (`dict[str, Dataset]`, *optional*):
             The rows of the links of a bootstrapping chain, which no other model is trained on: `link_1` and
             `link_1_validation`, `link_2`, ...
+        training_keys (`frozenset[str]`, *optional*):
+            Hashes of the texts and groups of all rows except the test rows. They find rows of another task that
+            models have seen in training.
 
     Raises:
         ValueError: A part is empty or has only one class, an id occurs twice, or a group is in two parts.
@@ -133,6 +136,7 @@ class TaskSplits:
     columns: tuple[str, ...] = TEXT_COLUMNS
     n_dropped: dict[str, int] = field(default_factory=dict)
     links: dict[str, Dataset] = field(default_factory=dict)
+    training_keys: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         owner_of_id: dict[str, str] = {}
@@ -202,6 +206,29 @@ class TaskSplits:
     def provenance(self) -> dict:
         """The source of the rows: `task`, `dataset` (its `id` and `revision`) and `split_fingerprint`."""
         return {"task": self.task.name, "dataset": self.source, "split_fingerprint": self.fingerprint}
+
+
+class TransferRows(NamedTuple):
+    """
+    The test rows of a task on which models of another task are scored.
+
+    Args:
+        task ([`AnyTask`]): The task of the rows.
+        test ([`~datasets.Dataset`]): The rows, with the columns of [`TaskSplits`].
+        source (`dict`): `id` and `revision` of the dataset.
+        n_shared (`int`): Number of test rows that were dropped, because they share their text or a group with a
+            training row of the other task.
+    """
+
+    task: AnyTask
+    test: Dataset
+    source: dict
+    n_shared: int
+
+
+def _hashed_keys(row: dict) -> set[str]:
+    """Returns hashes of the text and of the groups of a row, with 16 hexadecimal digits."""
+    return {hashlib.sha256(key.encode()).hexdigest()[:16] for key in (*row["keys"], normal(row["text"]))}
 
 
 class Loader(ABC):
@@ -315,9 +342,62 @@ class Loader(ABC):
         parts["test"] = self._part("test", test, n_test, seed)
         link_rows = split_links(self.task, train + spare, parts, links, seed) if links else {}
         link_parts = {name: self._part(name, rows, links[name], seed) for name, rows in link_rows.items()}
+        ids = {row_id for name, part in {**parts, **link_parts}.items() if name != "test" for row_id in part["id"]}
         return TaskSplits(
-            self.task, **parts, source=source, columns=self.columns, n_dropped=n_dropped, links=link_parts
+            self.task,
+            **parts,
+            source=source,
+            columns=self.columns,
+            n_dropped=n_dropped,
+            links=link_parts,
+            training_keys=frozenset(key for row in train + spare if row["id"] in ids for key in _hashed_keys(row)),
         )
+
+    def load_test(
+        self, apart_from: TaskSplits, *, raw: DatasetDict | None = None, n_test: int | None = None, seed: int = 0
+    ) -> TransferRows:
+        """
+        Loads only test rows, for models that were trained on another task. The task needs no training split if it has
+        a test split.
+
+        Args:
+            apart_from ([`TaskSplits`]): The rows of the other task. Test rows that share their text or a group with
+                its training rows are dropped.
+            raw ([`~datasets.DatasetDict`], *optional*): Rows in memory, used instead of the task's `sources`.
+            n_test (`int`, *optional*): The largest number of test rows. Defaults to all.
+            seed (`int`, *optional*, defaults to 0): Seed of the choice of rows. With the same `n_test` and seed, a run
+                on this task has the same test rows, if none is dropped.
+
+        Raises:
+            ValueError: As in [`load`], or fewer than two rows are left, or rows of one class.
+        """
+        if raw is not None:
+            source = {"id": sources_of(self.task)[0].id, "revision": "generated"}
+        else:
+            raw, source = load_raw(self.task)
+        if self.has_test(raw, None):
+            test = self.read(*read_split(self.task, raw, self.task.test_split or ()))
+            self.group(test)
+        else:
+            train = self.read(*read_split(self.task, raw, self.task.train_split))
+            self.group(train)
+            _, test = hold_out(self.task, train, seed)
+        unique = self.choose(unique_rows(self.task, "test", test))
+        rows = [row for row in unique if apart_from.training_keys.isdisjoint(_hashed_keys(row))]
+        n_shared, n_usable = len(unique) - len(rows), self.n_usable(rows)
+        if len({row["ground_truth"] for row in rows}) < 2:
+            raise ValueError(
+                f"{self.task.name}: got {len(rows)} test rows, expected rows of both classes. {n_shared} more test "
+                f"rows share their text or a group with training rows of {apart_from.task.name} and are left out. "
+                "Name another task, or add rows."
+            )
+        if n_shared:
+            logger.warning(
+                f"{self.task.name}: {n_shared} of {len(unique)} test {self.rows_are} share their text or a group with "
+                f"training {self.rows_are} of {apart_from.task.name} and are left out"
+            )
+        n = n_usable if n_test is None else min(n_test, n_usable)
+        return TransferRows(self.task, self._part("test", rows, n, seed), source, n_shared)
 
     def _read_all(
         self, raw: DatasetDict, dataset_path: str | None, wanted: dict[str, int | None], seed: int

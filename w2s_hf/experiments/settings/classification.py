@@ -1,7 +1,8 @@
 """The setting of classification into two classes (paper, 4.1), and the base class of settings with two classes."""
 
 import logging
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from ...modeling.spec import ModelSpec
 from ...results import BaselineResult, ExperimentResult
 from ...tasks import TEXT_COLUMNS, Task, TaskSplits, load_task, tokenize_rows
 from ...tasks.halves import LINK_ROWS
+from ...tasks.splits import TransferRows
+from ...tasks.texts import TextLoader
 from ...tasks.tokenizing import refuse_too_long
 from ...trainers import RewardPairTrainer, WeakToStrongTrainer
 from ..analysis_context import AnalysisContext
@@ -99,6 +102,21 @@ class ProbabilitySetting(Setting):
             "ece": metrics.expected_calibration_error(predictions, truth),
         }
 
+    @abstractmethod
+    def load_test_rows(
+        self,
+        task: Own,
+        args: Own,
+        training_args: Own,
+        readers: Sequence[ModelSpec],
+        world: Own,
+        splits: TaskSplits,
+    ) -> TransferRows:
+        """
+        Loads the test rows of another task, on which models that were trained on `splits` are scored. The rows fit the
+        context of the models `readers`. In the demo, they are generated from `world`, which is `None` for real rows.
+        """
+
     def further_results(self, context: AnalysisContext) -> dict:
         """Returns the linear probe of the student before finetuning as a baseline; see `--linear_probe`."""
         if context.args.linear_probe is None and not context.args.demo and (sharding := _sharding()):
@@ -164,17 +182,31 @@ class ClassificationSetting(ProbabilitySetting):
         readers: Sequence[ModelSpec],
     ) -> TaskSplits:
         """Loads the rows of a task; see [`load_task`]. Raises `ValueError` if a row is longer than `max_length`."""
-        task = replace(task, drop_empty=True) if args.drop_empty else task
-        task = task.prompted() if args.use_prompts else task
+        task = _with_options(task, args)
         splits = load_task(task, dataset_path=args.dataset_path, conversion=args.conversion, **split_options(args))
-        for reader in readers:
-            tokenizer = load_tokenizer(reader.path, revision=reader.revision)
-            try:
-                for rows in splits.parts.values():
-                    refuse_too_long(rows, tokenizer, training_args.max_length)
-            except ValueError as error:
-                raise ValueError(f"{reader.name}: {error}") from error
+        _check_lengths(splits.parts.values(), training_args.max_length, readers)
         return splits
+
+    def load_test_rows(
+        self,
+        task: Task,
+        args: ClassificationArguments,
+        training_args: WeakToStrongConfig,
+        readers: Sequence[ModelSpec],
+        world: DemoWorld | None,
+        splits: TaskSplits,
+    ) -> TransferRows:
+        """Loads the test rows of another task; see [`ProbabilitySetting.load_test_rows`]."""
+        raw = None
+        if world is not None:
+            n = _n_generated(args.n_test or 0, args)
+            raw = DatasetDict(
+                {(task.test_split or task.train_split)[0]: demo_rows(task, world, n, "test", held_out=True)}
+            )
+        loader = TextLoader(_with_options(task, args), args.conversion)
+        rows = loader.load_test(splits, raw=raw, n_test=args.n_test, seed=args.split_seed)
+        _check_lengths([rows.test], training_args.max_length, readers)
+        return rows
 
     def demo_world(self, args: ClassificationArguments, seed: int) -> World:
         """Returns the world of a seed."""
@@ -185,20 +217,13 @@ class ClassificationSetting(ProbabilitySetting):
     ) -> TaskSplits:
         """Generates rows in the columns of a task."""
         task = replace(task, drop_empty=True) if args.drop_empty else task
-        # The generator draws 1.5 times the requested rows, since balancing drops rows of the more frequent answer and
-        # groups are not divided. With the coin flip, each question has two texts.
-        n_texts = 2 if args.conversion == "coin_flip" else 1
-
-        def pool(n: int) -> int:
-            return n_texts * (3 * n // 2 + 100)
-
-        n_train, n_test, n_links = demo_sizes(args)
+        n_train, n_test, n_links = (_n_generated(n, args) for n in demo_sizes(args))
         raw = {
-            task.train_split[0]: demo_rows(task, world, pool(n_train), "train"),
-            (task.test_split or ("test",))[0]: demo_rows(task, world, pool(n_test), "test", held_out=True),
+            task.train_split[0]: demo_rows(task, world, n_train, "train"),
+            (task.test_split or ("test",))[0]: demo_rows(task, world, n_test, "test", held_out=True),
         }
-        if n_links:
-            raw[LINK_ROWS] = demo_rows(task, world, pool(n_links), LINK_ROWS)
+        if args.n_links:
+            raw[LINK_ROWS] = demo_rows(task, world, n_links, LINK_ROWS)
         return load_task(task, raw=DatasetDict(raw), conversion=args.conversion, **split_options(args))
 
     def further_results(self, context: AnalysisContext) -> dict:
@@ -228,6 +253,33 @@ class ClassificationSetting(ProbabilitySetting):
         about = task.description or task.name
         about += "" if about.endswith("?") else "."
         return facts, f"{about} Half of the rows are {task.class_names[1]!r}.", notes
+
+
+def _with_options(task: Task, args: ClassificationArguments) -> Task:
+    """Returns a task with `--drop_empty` and `--use_prompts`."""
+    task = replace(task, drop_empty=True) if args.drop_empty else task
+    return task.prompted() if args.use_prompts else task
+
+
+def _check_lengths(parts: Iterable[Dataset], max_length: int | None, readers: Sequence[ModelSpec]) -> None:
+    """Raises `ValueError` if a row is too long for a model, even with a truncated context."""
+    parts = list(parts)
+    for reader in readers:
+        tokenizer = load_tokenizer(reader.path, revision=reader.revision)
+        try:
+            for rows in parts:
+                refuse_too_long(rows, tokenizer, max_length)
+        except ValueError as error:
+            raise ValueError(f"{reader.name}: {error}") from error
+
+
+def _n_generated(n: int, args: ClassificationArguments) -> int:
+    """
+    Returns the number of texts that the demo generates for `n` rows. It generates 1.5 times the requested rows, since
+    balancing drops rows of the more frequent answer and groups are not divided. With the coin flip, each question has
+    two texts.
+    """
+    return (2 if args.conversion == "coin_flip" else 1) * (3 * n // 2 + 100)
 
 
 CLASSIFICATION = ClassificationSetting()

@@ -20,6 +20,8 @@ from ...modeling.spec import ModelSpec
 from ...results import ExperimentResult
 from ...tasks import PAIR_COLUMNS, PreferenceTask, TaskSplits, load_pairs, tokenize_pairs
 from ...tasks.halves import LINK_ROWS
+from ...tasks.preferences import PairLoader
+from ...tasks.splits import TransferRows
 from ...trainers import RewardPairTrainer
 from ..analysis_context import AnalysisContext
 from ..config import RewardArguments
@@ -68,6 +70,27 @@ class RewardSetting(ProbabilitySetting):
             max_length=training_args.max_length,
             **split_options(args),
         )
+
+    def load_test_rows(
+        self,
+        task: PreferenceTask,
+        args: RewardArguments,
+        training_args: RewardPairConfig,
+        readers: Sequence[ModelSpec],
+        world: DemoWorld | None,
+        splits: TaskSplits,
+    ) -> TransferRows:
+        """
+        Loads the test pairs of another task; see [`ProbabilitySetting.load_test_rows`]. Raises `ValueError` in the
+        demo, whose pairs are the same for all tasks.
+        """
+        if world is not None:
+            raise ValueError(
+                "Got the demo, which generates the same pairs for every task, expected real pairs. Set --weak_model "
+                "and --student_model, or leave out --transfer_tasks."
+            )
+        loader = PairLoader(task, tokenizers_of(readers), training_args.max_length)
+        return loader.load_test(splits, n_test=args.n_test, seed=args.split_seed)
 
     def demo_world(self, args: RewardArguments, seed: int) -> World:
         """Returns the world of a seed."""
