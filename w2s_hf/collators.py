@@ -156,11 +156,8 @@ def _supervisor_labels_of(rows: list[dict], n_classes: int) -> dict[str, torch.T
     """Returns the part `supervisor_labels` of a batch, `(B, K, C)` float32, or nothing for rows without it."""
     if not any("supervisor_labels" in row for row in rows):
         return {}
-    return {
-        "supervisor_labels": torch.from_numpy(
-            as_supervisor_labels([row.get("supervisor_labels") for row in rows], n_classes)
-        )
-    }
+    values: list = [row.get("supervisor_labels") for row in rows]
+    return {"supervisor_labels": torch.from_numpy(as_supervisor_labels(values, n_classes))}
 
 
 def check_pairs(dataset: datasets.Dataset, name: str) -> None:

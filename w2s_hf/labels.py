@@ -449,8 +449,9 @@ class WeakLabels(LabelsById):
     @classmethod
     def _from_columns(cls, columns: dict[str, list], provenance: dict, weights: np.ndarray | None) -> Self:
         probabilities = np.asarray(columns["probabilities"], dtype=np.float32)
-        of_each = columns.get("supervisor_probabilities")
-        of_each = None if of_each is None else np.asarray(of_each, dtype=np.float32)
+        of_each = None
+        if "supervisor_probabilities" in columns:
+            of_each = np.asarray(columns["supervisor_probabilities"], dtype=np.float32)
         return cls(columns["id"], probabilities, provenance, weights, of_each)
 
 

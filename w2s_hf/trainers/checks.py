@@ -328,7 +328,7 @@ def check_supervisor_labels(dataset: Any, name: str, loss_type: str, n_classes: 
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return
     refuse_supervisor_labels(dataset.column_names, name, loss_type)
-    if "supervisor_labels" in dataset.column_names:
+    if "supervisor_labels" in dataset.column_names and len(dataset):
         ids = list(dataset["id"]) if "id" in dataset.column_names else None
         try:
             as_supervisor_labels(dataset.with_format("python")["supervisor_labels"][:], n_classes, ids)

@@ -157,6 +157,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         self._loss = loss
         check_dataset(train_dataset, "train_dataset", _KINDS)
         check_pair_columns(train_dataset, "train_dataset", args)
+        check_supervisor_labels(train_dataset, "train_dataset", args.loss_type)
         check_pair_columns(eval_dataset, "eval_dataset", args)
         model, processing_class = load_model(model, args, processing_class, "REWARD", quantization_config, peft_config)
         if train_dataset is not None:
@@ -203,7 +204,6 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             )
         check_pairs(dataset, name)
         check_weights(dataset, name)
-        check_supervisor_labels(dataset, name, self.args.loss_type)
         is_text = "chosen_ids" not in dataset.column_names and isinstance(dataset[0]["chosen"], str)
         if is_text and processing_class.eos_token is None:
             raise ValueError(

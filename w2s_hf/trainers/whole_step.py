@@ -284,12 +284,13 @@ class WholeStepLoss(WholeEpochs, ABC):
         """
         Trains like [`~transformers.Trainer.train`]. With `aux_start="agreement"`, the last entry of the log history
         has the step after which the auxiliary weight rose. If the weight stayed 0, a warning is logged. With the loss
-        `learned_supervisors`, the last entry has the final `supervisor_weights`.
+        `learned_supervisors`, the last entry has the final weights, `supervisor_weight_1` and so on.
         """
         output = super().train(*args, **kwargs)
         if self.args.loss_type == "learned_supervisors":
-            weights = record_of(self.state).get("supervisor_weights")
-            self.state.log_history.append({"step": self.state.global_step, "supervisor_weights": weights})
+            weights = record_of(self.state).get("supervisor_weights", [])
+            entry = {f"supervisor_weight_{number}": weight for number, weight in enumerate(weights, 1)}
+            self.state.log_history.append({"step": self.state.global_step, **entry})
         if self.args.has_auxiliary_term and self.args.aux_start == "agreement":
             start, tables = self._auxiliary_record["start"], self._auxiliary_record["tables"]
             self.state.log_history.append({"step": self.state.global_step, "aux_start_step": start})
