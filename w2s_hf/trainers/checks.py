@@ -318,10 +318,9 @@ def check_weights(dataset: Any, name: str) -> None:
 
 def check_supervisor_labels(dataset: Any, name: str, loss_type: str, n_classes: int = 2) -> None:
     """
-    Raises `ValueError` for training rows without a column `supervisor_labels` if the loss needs it, and for training
-    rows with this column if the loss does not read it. Labels must be valid, see
-    [`w2s_hf.probabilities.as_supervisor_labels`]. Batches of a transform or a stream are checked during training, and
-    evaluation does not use this column.
+    Raises `ValueError` if training rows lack the column `supervisor_labels` of the loss, or have it for another loss.
+    Labels must be valid, see [`w2s_hf.probabilities.as_supervisor_labels`]. Batches of a transform or a stream are
+    checked during training. Evaluation does not use this column.
     """
     if not name.startswith("train_dataset"):
         return

@@ -199,7 +199,7 @@ class WithStudentCard(TrainerMixin):
 
 def supervisor_weights_of(history: list[dict]) -> list[float] | None:
     """Returns the final weights of the supervisors in a log history, or `None` if no weights were learned."""
-    last = next((entry for entry in reversed(history) if "supervisor_weight_1" in entry), {})
+    last: dict = next((entry for entry in reversed(history) if "supervisor_weight_1" in entry), {})
     return [value for name, value in last.items() if name.startswith("supervisor_weight_")] or None
 
 

@@ -63,8 +63,8 @@ class WholeStepLoss(WholeEpochs, ABC):
     _threshold: torch.Tensor | None = None
     # This tensor counts the rows of this process in the current step by classes of student and weak label, `(C, C)`.
     _agreement: torch.Tensor | None = None
-    # These sums over the rows of this process in the current step are `(K + 1,)`: the gradient of the weights of the
-    # supervisors, and the weights of the rows.
+    # This tensor has sums over the rows of this process in the current step, `(K + 1,)`. They are the gradients of the
+    # weights of the supervisors, and the weights of the rows.
     _supervisor_sums: torch.Tensor | None = None
     _n_sequences = 1  # number of sequences per row
 

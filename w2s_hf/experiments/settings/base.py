@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ..seed import Models
 
 __all__ = [
-    "ACCURACY", "Setting", "Tokenize", "add_supervisor_labels", "add_weights", "demo_sizes", "metric_name", "on_weak_labels", "split_options",
-    "tokenizers_of",
+    "ACCURACY", "Setting", "Tokenize", "add_supervisor_labels", "add_weights", "demo_sizes", "metric_name",
+    "on_weak_labels", "split_options", "tokenizers_of",
 ]  # fmt: skip
 
 # In logs, these names stand for the share of validation rows whose label a model predicts, for true and for weak
