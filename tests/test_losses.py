@@ -36,7 +36,7 @@ def rows(name, logits=LOGITS, weak=WEAK, **kwargs):
 
 
 def test_every_loss_type_is_tested():
-    assert {*ALL, "openai"} == set(losses.LOSS_TYPES)
+    assert {*ALL, "openai", "learned_supervisors"} == set(losses.LOSS_TYPES)
 
 
 def test_cross_entropy():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.models import make_model, make_tokenizer
-from helpers.training import LORA, make_pairs, pair_arguments, reward_model, train_pairs
+from helpers.training import LORA, make_pairs, pair_arguments, reward_model, train_pairs, with_supervisors
 from peft import LoraConfig, PeftModel
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 from trl import RewardConfig, RewardTrainer
@@ -25,7 +25,9 @@ def swapped(pairs: Dataset, every: int = 1) -> Dataset:
         if number % every:
             return row
         sides = {"chosen_ids": row["rejected_ids"], "rejected_ids": row["chosen_ids"]}
-        return sides | {"soft_label": 1 - row["soft_label"]} if "soft_label" in row else sides
+        sides |= {"soft_label": 1 - row["soft_label"]} if "soft_label" in row else {}
+        of_each = row.get("supervisor_labels")
+        return sides | ({} if of_each is None else {"supervisor_labels": [labels[::-1] for labels in of_each]})
 
     return pairs.map(swap, with_indices=True)
 
@@ -99,6 +101,7 @@ def test_the_loss_is_the_one_in_the_docstring(tmp_path):
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_exchanging_the_sides_changes_nothing(tmp_path, loss_type, every):
     pairs = make_pairs(24, "random")
+    pairs = with_supervisors(pairs) if loss_type == "learned_supervisors" else pairs
     options = {"loss_type": loss_type, "aux_warmup_ratio": 0.5, "window_radius": 0.4}
     _, reference = train_pairs(tmp_path, pairs, **options)
     _, trajectory = train_pairs(tmp_path, swapped(pairs, every), **options)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.models import make_rows
-from helpers.training import STEPS, Record, arguments, train
+from helpers.training import STEPS, Record, arguments, train, with_supervisors
 from peft import LoraConfig, get_peft_model
 from transformers import (
     DataCollatorWithPadding,
@@ -32,11 +32,11 @@ CUTS = {
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_equal_rows_a_step_give_equal_steps(loss_type, model_of, tokenizer, tmp_path):
     trajectories = {}
+    rows = with_supervisors(make_rows(24)) if loss_type == "learned_supervisors" else None
+    options = {"loss_type": loss_type, "aux_warmup_ratio": 0.5, "window_radius": 0.3}
     for name, cut in CUTS.items():
         # Half of the steps are warm-up, so that the auxiliary loss has a weight from the second step on.
-        _, trajectories[name] = train(
-            model_of("gpt2"), tokenizer, tmp_path, loss_type=loss_type, aux_warmup_ratio=0.5, window_radius=0.3, **cut
-        )
+        _, trajectories[name] = train(model_of("gpt2"), tokenizer, tmp_path, rows, **options, **cut)
     assert trajectories["8x1"].shape == (STEPS, 2)
     assert trajectories["8x1"].std(dim=0).min() > 1e-4, "every step is the same: the comparison would be vacuous"
     for name, trajectory in trajectories.items():

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from .probabilities import as_probabilities, as_weights
+from .probabilities import as_probabilities, as_supervisor_labels, as_weights
 from .tokenization import tokenize_rows
 
 __all__ = [
@@ -105,7 +105,8 @@ class WeakToStrongCollator:
     Pads rows with `base_collator` and converts their labels to a tensor.
 
     Integer labels stay `(B,)` int64, as metrics written for [`~transformers.Trainer`] expect. P(class 1) and lists of
-    probabilities become `(B, C)` float32. Weights become `weight` `(B,)` float32.
+    probabilities become `(B, C)` float32. Weights become `weight` `(B,)` float32. The labels of K supervisors become
+    `supervisor_labels` `(B, K, C)` float32.
 
     Args:
         base_collator (`Callable`): Collates the rows without their labels, such as `DataCollatorWithPadding`.
@@ -114,7 +115,8 @@ class WeakToStrongCollator:
 
     Raises:
         ValueError: The rows have no tokens, or their labels are not probabilities or classes, see
-            [`w2s_hf.labels.as_probabilities`]. Weights are not numbers that are at least 0.
+            [`w2s_hf.labels.as_probabilities`]. Weights are not numbers that are at least 0. The labels of supervisors
+            are invalid, see [`w2s_hf.probabilities.as_supervisor_labels`].
     """
 
     base_collator: Callable[[list[dict]], dict]
@@ -129,7 +131,8 @@ class WeakToStrongCollator:
                 f"{TOKENIZE_STREAM}"
             )
         name = next((name for name in ("labels", "label") if name in features[0]), None)
-        inputs = [{key: value for key, value in row.items() if key not in (name, "weight")} for row in features]
+        removed = (name, "weight", "supervisor_labels")
+        inputs = [{key: value for key, value in row.items() if key not in removed} for row in features]
         batch = dict(self.base_collator(inputs))
         if name is not None and self.with_labels:
             labels = np.asarray([row[name] for row in features])
@@ -137,7 +140,7 @@ class WeakToStrongCollator:
             hard = labels.ndim == 1 and labels.dtype.kind in "bui"
             batch["labels"] = torch.from_numpy(labels.astype(np.int64) if hard else probabilities)
         if self.with_labels:
-            batch |= _weight_of(features)
+            batch |= _weight_of(features) | _supervisor_labels_of(features, self.n_classes)
         return batch
 
 
@@ -147,6 +150,14 @@ def _weight_of(rows: list[dict]) -> dict[str, torch.Tensor]:
         return {}
     values: list = [row.get("weight") for row in rows]
     return {"weight": torch.from_numpy(as_weights(values))}
+
+
+def _supervisor_labels_of(rows: list[dict], n_classes: int) -> dict[str, torch.Tensor]:
+    """Returns the part `supervisor_labels` of a batch, `(B, K, C)` float32, or nothing for rows without it."""
+    if not any("supervisor_labels" in row for row in rows):
+        return {}
+    values: list = [row.get("supervisor_labels") for row in rows]
+    return {"supervisor_labels": torch.from_numpy(as_supervisor_labels(values, n_classes))}
 
 
 def check_pairs(dataset: datasets.Dataset, name: str) -> None:
@@ -211,12 +222,14 @@ class RewardPairCollator(DataCollatorForPreference):
 
     - `soft_label` `(B,)` float32, P(chosen better), if the rows have soft labels.
     - `weight` `(B,)` float32, if the rows have weights.
+    - `supervisor_labels` `(B, K, 2)` float32, if the rows have labels of K supervisors.
     - `turned` `(B,)` bool: whether the rejected response is first when a hash of the tokens orders both responses.
       The class "the first response is better" then has prior one half. If chosen and rejected are exchanged, the
       order stays the same.
 
     Raises:
-        ValueError: A soft label is outside [0, 1] or NaN. A weight is not a number that is at least 0.
+        ValueError: A soft label is outside [0, 1] or NaN. A weight is not a number that is at least 0. The labels of
+            supervisors are invalid.
     """
 
     def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
@@ -224,7 +237,7 @@ class RewardPairCollator(DataCollatorForPreference):
         if "soft_label" in examples[0]:
             labels = np.asarray([example["soft_label"] for example in examples])
             batch["soft_label"] = torch.from_numpy(as_probabilities(labels)[:, 1].copy())
-        batch |= _weight_of(examples)
+        batch |= _weight_of(examples) | _supervisor_labels_of(examples, 2)
         batch["turned"] = torch.tensor(
             [_hash(example["rejected_ids"]) < _hash(example["chosen_ids"]) for example in examples]
         )
@@ -249,7 +262,7 @@ def move_padding(batch: dict, side: str) -> dict:
 
     Args:
         batch (`dict`): Tensors. Tensors whose shape begins with the shape of `attention_mask`, `(B, T)`, are moved,
-            except `labels`. A batch without a mask has no padding and is not changed.
+            except `labels` and `supervisor_labels`. A batch without a mask has no padding and is not changed.
         side (`str`): `"right"` or `"left"`.
 
     Returns:
@@ -266,18 +279,16 @@ def move_padding(batch: dict, side: str) -> dict:
     length = mask.shape[1]
     columns = (torch.arange(length, device=mask.device) + shifts[:, None]) % length
     rows = torch.arange(len(mask), device=mask.device)[:, None]
-    return {
-        key: value[rows, columns] if key != "labels" and _has_columns(value, mask) else value
-        for key, value in batch.items()
-    }
+    return {key: value[rows, columns] if _has_columns(key, value, mask) else value for key, value in batch.items()}
 
 
-def _has_columns(value: object, mask: torch.Tensor) -> bool:
+def _has_columns(key: str, value: object, mask: torch.Tensor) -> bool:
     """
-    Returns whether a part of a batch has a value per token, as `mask` has. Labels `(B, C)` can have the same shape by
-    chance.
+    Returns whether a part of a batch has a value per token, as `mask` has. Labels `(B, C)` and labels of supervisors
+    `(B, K, C)` can have the same shape by chance.
     """
-    return isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
+    is_label = key in ("labels", "supervisor_labels")
+    return not is_label and isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
 
 
 def sorted_lengths(batch: dict[str, torch.Tensor], n_sequences: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -337,7 +348,7 @@ def split_by_tokens(
         micro_batches.append(
             {
                 key: value[sequences][:, columns]
-                if key != "labels" and _has_columns(value, mask)
+                if _has_columns(key, value, mask)
                 else value[rows if len(value) == len(order) else sequences]
                 for key, value in batch.items()
             }

@@ -175,6 +175,12 @@ class LossArguments(_OwnDefaults):
             The loss `cace` is cross-entropy on rows with `max_c w_c - 1 / C` of at least this threshold in [0, 1], and
             reverse cross-entropy on other rows. With 0.25 and two classes, labels with a largest probability below
             0.75 have the reverse loss.
+        supervisor_learning_rate (`float`, *optional*, defaults to `0.1`):
+            Learning rate of the weights of the supervisors in `learned_supervisors`, for plain gradient descent
+            without a schedule. With 0, the weights stay equal.
+        supervisor_warmup_epochs (`float`, *optional*, defaults to `0.1`):
+            Epochs at the beginning of the training in which these weights stay equal. The student has then learned
+            from all supervisors before it weighs them. For a stream, all optimizer steps count as one epoch.
         max_tokens_per_micro_batch (`int`, *optional*):
             Split every batch, sorted by length, into micro-batches of at most this many padded tokens. The gradient is
             the same as for the whole batch, and the memory is the memory of one micro-batch. `None`: batches are not
@@ -283,6 +289,21 @@ class LossArguments(_OwnDefaults):
             "0.25 and two classes, labels below 0.75 have the reverse loss."
         },
     )
+    supervisor_learning_rate: float = field(
+        default=0.1,
+        metadata={
+            "help": "Learning rate of the weights of the supervisors in the loss `learned_supervisors`. The weights "
+            "sum to 1 and are learned by plain gradient descent, so their learning rate is larger than a student's. "
+            "With 0, the weights stay equal."
+        },
+    )
+    supervisor_warmup_epochs: float = field(
+        default=0.1,
+        metadata={
+            "help": "Number of epochs at the beginning of the training in which the weights of the supervisors stay "
+            "equal, for the loss `learned_supervisors`. The default is from arXiv 2510.21332."
+        },
+    )
     max_tokens_per_micro_batch: int | None = field(
         default=None,
         metadata={
@@ -334,6 +355,12 @@ class LossArguments(_OwnDefaults):
                 f"cace_threshold: got {self.cace_threshold}, expected a value between 0 and 1. "
                 "Set a value in this range."
             )
+        for name in ("supervisor_learning_rate", "supervisor_warmup_epochs"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)}, expected a finite number that is at least 0. Set such a "
+                    "number."
+                )
         for name in ("max_length", "max_tokens_per_micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -419,7 +446,7 @@ class BootstrapConfig(WeakToStrongConfig):
 
     Raises:
         ValueError: A value is outside its range, or `enable_jit_checkpoint` is set, which ends a training run
-            as if it were finished.
+            as if it were finished. The loss is `learned_supervisors`, which needs several supervisors.
     """
 
     hard_labels: bool = field(
@@ -436,6 +463,11 @@ class BootstrapConfig(WeakToStrongConfig):
             raise ValueError(
                 "enable_jit_checkpoint: got True, expected False, because an interrupted link of the chain "
                 "would count as trained. Set save_steps, and resume with train(resume_from_checkpoint=True)."
+            )
+        if self.loss_type == "learned_supervisors":
+            raise ValueError(
+                "loss_type: got 'learned_supervisors' for a chain, expected another loss, because each model has one "
+                "supervisor. Set another loss_type."
             )
 
 

@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo, DatasetCardData, snapshot_download
 from .cards.markdown import Markup, render
 from .cards.trained_with import DEMO_DATASET, subject
 from .hub import commit_files
-from .probabilities import MAX_NAMED_ROWS, as_probabilities, as_weights
+from .probabilities import MAX_NAMED_ROWS, as_probabilities, as_supervisor_labels, as_weights
 
 __all__ = [
     "Completion",
@@ -43,6 +43,7 @@ class LabelsById(ABC):
     provenance: dict
     weights: np.ndarray | None
     _columns: ClassVar[tuple[str, ...]]  # columns of the table without weights
+    _optional_columns: ClassVar[tuple[str, ...]] = ()
 
     def _check_ids(self, n_labels: int) -> None:
         name = type(self).__name__
@@ -110,10 +111,17 @@ class LabelsById(ABC):
     def extended(self, other: Self, ids: list[str]) -> Self:
         """
         Returns these labels, and the labels of `other` for further rows, with the provenance of these labels. Raises
-        `KeyError` for a row without a label in `other`.
+        `KeyError` for a row without a label in `other`, and `ValueError` if only one of both has labels of each
+        supervisor.
         """
         mine, theirs = self.to_dataset(), other.to_dataset().select(other._positions(ids))
-        columns = {name: [*mine[name], *theirs[name]] for name in self._columns}
+        optional = [name for name in self._optional_columns if name in mine.column_names]
+        if optional != [name for name in self._optional_columns if name in theirs.column_names]:
+            raise ValueError(
+                f"extended: got the columns {', '.join(mine.column_names)} and {', '.join(theirs.column_names)}, "
+                "expected both labels with or without labels of each supervisor. Label all rows in the same way."
+            )
+        columns = {name: [*mine[name], *theirs[name]] for name in (*self._columns, *optional)}
         weights = None
         if self.weights is not None or other.weights is not None:
             weights = np.concatenate([self.weights_of(self.ids), other.weights_of(ids)])
@@ -193,8 +201,12 @@ class LabelsById(ABC):
         record = json.loads((directory / _PROVENANCE).read_text())
         columns = pq.read_table(directory / _ROWS).to_pydict()
         weights = columns.pop("weight", None)
-        if set(columns) != set(cls._columns):
-            kinds = [kind for kind in (WeakLabels, WeakCompletions) if set(columns) == set(kind._columns)]
+        if set(columns) - set(cls._optional_columns) != set(cls._columns):
+            kinds = [
+                kind
+                for kind in (WeakLabels, WeakCompletions)
+                if set(columns) - set(kind._optional_columns) == set(kind._columns)
+            ]
             advice = f"Load it with {kinds[0].__name__}." if kinds else "Pass a directory with labels of w2s_hf."
             raise ValueError(
                 f"{directory}: got the columns {', '.join(sorted(columns))}, expected the columns of "
@@ -306,6 +318,8 @@ class WeakLabels(LabelsById):
         provenance (`dict`): Origin of the labels: model and revision, task, dataset and revision, split, seed,
             versions. Values must be JSON.
         weights (`np.ndarray` of shape `(N,)`, float32, *optional*): The weights of the rows in training, at least 0.
+        supervisor_probabilities (`np.ndarray` of shape `(N, K, C)`, float32, *optional*): The class probabilities of
+            each of K supervisors, K at least 2, for the loss `learned_supervisors`.
 
     Raises:
         ValueError: Ids repeat, the probabilities are invalid (see [`as_probabilities`]), a weight is negative or not
@@ -320,11 +334,13 @@ class WeakLabels(LabelsById):
     """
 
     _columns = ("id", "probabilities")
+    _optional_columns = ("supervisor_probabilities",)
 
     ids: list[str]
     probabilities: np.ndarray
     provenance: dict = field(default_factory=dict)
     weights: np.ndarray | None = None
+    supervisor_probabilities: np.ndarray | None = None
 
     def __post_init__(self):
         self._check_ids(len(self.probabilities))
@@ -335,12 +351,25 @@ class WeakLabels(LabelsById):
                 "Pass one row of C probabilities per id."
             )
         object.__setattr__(self, "probabilities", as_probabilities(values, values.shape[1], self.ids))
+        if self.supervisor_probabilities is None:
+            return
+        try:
+            of_each = as_supervisor_labels(self.supervisor_probabilities, values.shape[1], self.ids)
+        except ValueError as error:
+            raise ValueError(f"WeakLabels: {error}") from error
+        if len(of_each) != len(self.ids):
+            raise ValueError(
+                f"WeakLabels: got supervisor_probabilities of {len(of_each)} rows for {len(self.ids)} ids, expected "
+                "one row per id. Pass the labels of the same rows."
+            )
+        object.__setattr__(self, "supervisor_probabilities", of_each)
 
     @classmethod
-    def mean(cls, members: list[Self]) -> Self:
+    def mean(cls, members: list[Self], *, keep_supervisors: bool = False) -> Self:
         """
-        Returns the mean labels of several supervisors for the same rows, in the order of the first supervisor. Raises
-        `ValueError` for labels with weights.
+        Returns the mean labels of several supervisors for the same rows, in the order of the first supervisor. With
+        `keep_supervisors`, the result also has the labels of each supervisor. Raises `ValueError` for labels with
+        weights.
         """
         if any(member.weights is not None for member in members):
             raise ValueError(
@@ -348,9 +377,14 @@ class WeakLabels(LabelsById):
                 "weights for the result."
             )
         first, *others = members
-        probabilities = np.mean([first.probabilities, *(other.of(first.ids) for other in others)], axis=0)
+        of_each = [first.probabilities, *(other.of(first.ids) for other in others)]
         stages = [member.provenance.get("stage") for member in members]
-        return cls(first.ids, probabilities, {**first.provenance, "stage": "+".join(map(str, stages))})
+        return cls(
+            first.ids,
+            np.mean(of_each, axis=0),
+            {**first.provenance, "stage": "+".join(map(str, stages))},
+            supervisor_probabilities=np.stack(of_each, axis=1) if keep_supervisors else None,
+        )
 
     def most_confident(self, ids: list[str], share: float) -> np.ndarray:
         """Selects the `share` of rows of each predicted class with the most confident labels, `(len(ids),)` bool."""
@@ -365,11 +399,11 @@ class WeakLabels(LabelsById):
 
     @property
     def fingerprint(self) -> str:
-        """The hash of ids, probabilities and weights, 16 hexadecimal digits."""
+        """The hash of ids, probabilities, weights and labels of each supervisor, 16 hexadecimal digits."""
         digest = hashlib.sha256("\n".join(self.ids).encode())
-        digest.update(np.ascontiguousarray(self.probabilities).tobytes())
-        if self.weights is not None:
-            digest.update(np.ascontiguousarray(self.weights).tobytes())
+        for values in (self.probabilities, self.weights, self.supervisor_probabilities):
+            if values is not None:
+                digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:16]
 
     def of(self, ids: list[str]) -> np.ndarray:
@@ -379,7 +413,8 @@ class WeakLabels(LabelsById):
     def join(self, dataset: Dataset) -> Dataset:
         """
         Returns `dataset`, in its order, with a column `labels` of C probabilities instead of its ground truth. If
-        there are weights, it also has a column `weight`, float32.
+        there are weights, it also has a column `weight`, float32. If there are labels of each supervisor, it also has
+        a column `supervisor_labels` with a list of C probabilities per supervisor.
 
         Args:
             dataset ([`~datasets.Dataset`]): Rows with a column `id` of unique ids. A column `ground_truth` is removed,
@@ -390,23 +425,34 @@ class WeakLabels(LabelsById):
             ValueError: There is no column `id`, ids repeat, or the rows already have a label column. Labels and rows
                 both have weights.
         """
-        dataset, positions = self._unlabelled(dataset, ("label", "labels", "label_ids"))
+        dataset, positions = self._unlabelled(dataset, ("label", "labels", "label_ids", "supervisor_labels"))
         labels = self.probabilities[positions].tolist()
-        return self._weighted(dataset.add_column("labels", labels, feature=List(Value("float32"))), positions)
+        dataset = dataset.add_column("labels", labels, feature=List(Value("float32")))
+        if self.supervisor_probabilities is not None:
+            of_each = self.supervisor_probabilities[positions].tolist()
+            dataset = dataset.add_column("supervisor_labels", of_each, feature=List(List(Value("float32"))))
+        return self._weighted(dataset, positions)
 
     def to_dataset(self) -> Dataset:
         """
         Returns a dataset with the columns `id` (string) and `probabilities` (list of C float32). With weights, it also
-        has the column `weight` (float32).
+        has the column `weight` (float32). With labels of each supervisor, it also has the column
+        `supervisor_probabilities` (a list of C float32 per supervisor).
         """
         features = Features({"id": Value("string"), "probabilities": List(Value("float32"))})
         columns = {"id": self.ids, "probabilities": self.probabilities.tolist()}
+        if self.supervisor_probabilities is not None:
+            features["supervisor_probabilities"] = List(List(Value("float32")))
+            columns["supervisor_probabilities"] = self.supervisor_probabilities.tolist()
         return self._weighted(Dataset.from_dict(columns, features=features))
 
     @classmethod
     def _from_columns(cls, columns: dict[str, list], provenance: dict, weights: np.ndarray | None) -> Self:
         probabilities = np.asarray(columns["probabilities"], dtype=np.float32)
-        return cls(columns["id"], probabilities, provenance, weights)
+        of_each = None
+        if "supervisor_probabilities" in columns:
+            of_each = np.asarray(columns["supervisor_probabilities"], dtype=np.float32)
+        return cls(columns["id"], probabilities, provenance, weights, of_each)
 
 
 @dataclass(frozen=True)

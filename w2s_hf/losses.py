@@ -18,6 +18,7 @@ __all__ = [
     "Step",
     "adaptive_confidence_loss",
     "cace_loss",
+    "combined_labels",
     "confidence_loss",
     "confidence_threshold",
     "cross_entropy_loss",
@@ -27,11 +28,13 @@ __all__ = [
     "product_loss",
     "reverse_cross_entropy_loss",
     "reverse_kl_loss",
+    "supervisor_gradients",
     "symmetric_loss",
     "window_loss",
 ]
 
 # Each loss has the fields of `LossArguments` that it reads. "openai" is confidence_loss with openai_warmup.
+# "learned_supervisors" is cross_entropy_loss with combined_labels.
 LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "xent": (),
     "confidence": ("aux_coef", "aux_warmup_ratio", "aux_start", "aux_prior"),
@@ -44,8 +47,11 @@ LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "reverse_xent": ("reverse_smoothing",),
     "symmetric": ("symmetric_alpha", "symmetric_beta", "reverse_smoothing"),
     "cace": ("cace_threshold", "reverse_smoothing"),
+    "learned_supervisors": ("supervisor_learning_rate", "supervisor_warmup_epochs"),
 }
 LOSS_TYPES = tuple(LOSS_ARGUMENTS)
+
+_SMALLEST_PROBABILITY = 1e-6  # of the labels of supervisors, whose logarithms are used
 
 
 class Step(NamedTuple):
@@ -433,3 +439,65 @@ def cace_loss(
     reverse = reverse_cross_entropy_loss(logits, soft_labels, smoothing=smoothing, reduction="none")
     is_confident = soft_labels.float().amax(dim=-1) - 1 / soft_labels.shape[1] >= threshold
     return _reduce(torch.where(is_confident, forward, reverse), reduction)
+
+
+def combined_labels(supervisor_labels: torch.Tensor, supervisor_weights: torch.Tensor) -> torch.Tensor:
+    """
+    Returns the labels of K supervisors, combined by their weights: `t = softmax(sum_k a_k log p_k)`.
+
+    This is a weighted geometric mean, normalized over the classes. A sure supervisor has more influence than an unsure
+    supervisor of the same weight.
+
+    The loss `learned_supervisors` is the cross-entropy with these labels, whose weights are learned with the student.
+    The trainers begin with equal weights. They keep them for a tenth of an epoch (`supervisor_warmup_epochs`). Then
+    each optimizer step also makes a step of gradient descent on the weights, see [`supervisor_gradients`]. Weights
+    below 1e-6 are set to 1e-6, and all weights are divided by their sum. The target of the student is constant.
+
+    Args:
+        supervisor_labels (`torch.Tensor` of shape `(B, K, C)`): Class probabilities p of each supervisor.
+            Probabilities below 1e-6 count as 1e-6, so that hard labels have a logarithm.
+        supervisor_weights (`torch.Tensor` of shape `(K,)`): Weights a, at least 0 with the sum 1.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C)`, float32.
+
+    Source: arXiv 2510.21332 (RAVEN). There, the first rows are those on which the supervisors agree. Here, the order
+    of rows is that of the trainer: only the weights stay equal at first.
+    """
+    log_labels = _log_of_each(supervisor_labels, supervisor_weights)
+    return (supervisor_weights.float()[:, None] * log_labels).sum(dim=1).softmax(dim=-1)
+
+
+def supervisor_gradients(
+    logits: torch.Tensor, supervisor_labels: torch.Tensor, supervisor_weights: torch.Tensor
+) -> torch.Tensor:
+    """
+    Returns the gradient of each row's cross-entropy with the [`combined_labels`], with respect to the weights.
+
+    With the combined label t and the prediction f, the gradient for supervisor k is
+    `-sum_c t_c (log f_c - m) log p_kc`, with the mean `m = sum_c t_c log f_c`. This is minus the covariance, under t,
+    of the logarithms of the prediction and of the supervisor's label. Gradient descent therefore increases the weights
+    of supervisors that agree with the student, and most of all the weights of sure supervisors.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, C)`, any float dtype): Logits of the student. They get no gradient.
+        supervisor_labels, supervisor_weights: See [`combined_labels`].
+
+    Returns:
+        `torch.Tensor` of shape `(B, K)`, float32.
+    """
+    target = combined_labels(supervisor_labels, supervisor_weights)
+    log_probabilities = logits.detach().float().log_softmax(dim=-1)
+    deviations = log_probabilities - (target * log_probabilities).sum(dim=-1, keepdim=True)
+    return -((target * deviations)[:, None] * _log_of_each(supervisor_labels, supervisor_weights)).sum(dim=-1)
+
+
+def _log_of_each(supervisor_labels: torch.Tensor, supervisor_weights: torch.Tensor) -> torch.Tensor:
+    """Returns the logarithms of labels `(B, K, C)`, float32, after a check of both shapes."""
+    if supervisor_labels.ndim != 3 or supervisor_weights.shape != supervisor_labels.shape[1:2]:
+        raise ValueError(
+            f"Got supervisor labels of shape {tuple(supervisor_labels.shape)} and supervisor weights of shape "
+            f"{tuple(supervisor_weights.shape)}, expected (B, K, C) and (K,). Pass the probabilities of K supervisors "
+            "for each row, and one weight per supervisor."
+        )
+    return supervisor_labels.float().clamp_min(_SMALLEST_PROBABILITY).log()

@@ -60,6 +60,7 @@ class Method:
 
     Raises:
         ValueError: The name has other characters, the loss is unknown, or the experiment sets one of the arguments.
+            The loss `learned_supervisors` has no transform.
         TypeError: Loss or transform is neither a function nor a `functools.partial` of a function, or depends on a
             value whose change would not be noticed.
     """
@@ -81,6 +82,11 @@ class Method:
             raise ValueError(
                 f"Method {self.name}: got the loss {self.loss!r}, expected a function or one of "
                 f"{', '.join(LOSS_TYPES)}.{did_you_mean(self.loss, LOSS_TYPES)}"
+            )
+        if self.needs_supervisors and self.transform is None:
+            raise ValueError(
+                f"Method {self.name}: got the loss {self.loss!r} and no transform, expected a transform that returns "
+                "the labels of each supervisor. Set transform=w2s_hf.transforms.all_supervisors."
             )
         wrong = [name for name in _OF_THE_EXPERIMENT if name in self.training_args]
         if wrong:
@@ -137,6 +143,11 @@ class Method:
         if isinstance(transform, partial):
             return transform.keywords.get("prior", "zero_shot") == "zero_shot"
         return transform in (transforms.self_labels, transforms.noisy_channel)
+
+    @property
+    def needs_supervisors(self) -> bool:
+        """Returns whether the loss combines the labels of several supervisors."""
+        return self.loss == "learned_supervisors"
 
     @property
     def is_built_in(self) -> bool:
@@ -196,6 +207,10 @@ _BUILT_IN = (
         for kind in ("logistic", "knn")
     ),
     Method("filtered_topology", transform=transforms.filtered_by_topology, source="EleutherAI/w2s: rows dropped"),
+    # Labels of several supervisors (--n_supervisors)
+    Method(
+        "learned_supervisors", "learned_supervisors", transforms.all_supervisors, source="arXiv 2510.21332 (RAVEN)"
+    ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _BUILT_IN}
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["MAX_NAMED_ROWS", "as_probabilities", "as_weights", "summary_of_weights"]
+__all__ = ["MAX_NAMED_ROWS", "as_probabilities", "as_supervisor_labels", "as_weights", "summary_of_weights"]
 
 MAX_NAMED_ROWS = 5  # number of invalid rows that an error names; the other invalid rows are counted
 
@@ -92,6 +92,49 @@ def as_probabilities(labels: ArrayLike, n_classes: int = 2, ids: list | None = N
             "expected 1. Normalize them."
         )
     return values.astype(np.float32)
+
+
+def as_supervisor_labels(labels: ArrayLike, n_classes: int = 2, ids: list | None = None) -> np.ndarray:
+    """
+    Converts the labels of several supervisors to class probabilities.
+
+    Args:
+        labels (array-like): Class probabilities of K supervisors for N rows, `(N, K, C)`, with K of at least 2.
+        n_classes (`int`, *optional*, defaults to `2`): Number of classes C.
+        ids (`list`, *optional*): N row names for error messages. Defaults to positions.
+
+    Returns:
+        `np.ndarray` of shape `(N, K, C)`, float32.
+
+    Raises:
+        ValueError: The shape differs, there are fewer than two supervisors, or labels are invalid, see
+            [`as_probabilities`].
+    """
+    try:
+        values = np.asarray(labels, dtype=np.float64)
+    except (TypeError, ValueError) as error:  # missing values, or rows of different length
+        raise ValueError(
+            "supervisor_labels: got rows of different shape, or without numbers, expected the probabilities of all "
+            "supervisors in every row. Correct the labels."
+        ) from error
+    if values.ndim != 3:
+        raise ValueError(
+            f"supervisor_labels: got shape {values.shape}, expected (rows, supervisors, {n_classes}). Pass "
+            f"{n_classes} probabilities of each supervisor per row."
+        )
+    if values.shape[1] < 2:
+        raise ValueError(
+            f"supervisor_labels: got labels of {values.shape[1]} supervisor, expected at least two supervisors. Train "
+            "on `labels` with another loss, or add the labels of further supervisors."
+        )
+    of_each = []
+    for number in range(values.shape[1]):
+        try:
+            of_each.append(as_probabilities(values[:, number], n_classes, ids))
+        except ValueError as error:
+            problem = str(error).removeprefix("labels: ")
+            raise ValueError(f"supervisor_labels: supervisor {number + 1}: {problem}") from error
+    return np.stack(of_each, axis=1)
 
 
 def as_weights(weights: ArrayLike, ids: list | None = None) -> np.ndarray:

@@ -29,6 +29,7 @@ from .labels import WeakLabels
 
 __all__ = [
     "LabelContext",
+    "all_supervisors",
     "balanced",
     "calibrated",
     "confident",
@@ -561,6 +562,31 @@ def _probed(context: LabelContext, kind: str) -> tuple[np.ndarray, np.ndarray]:
         return out_of_fold(probe, train, labels), probe.predict_proba(validation)
 
     return context.once(fit)
+
+
+# ---- Several supervisors ----
+
+
+def all_supervisors(context: LabelContext) -> WeakLabels:
+    """
+    Adds the labels of each supervisor to their mean, for the loss `learned_supervisors`.
+
+    The student is trained on a weighted combination of these labels, see [`w2s_hf.losses.combined_labels`]. Validation
+    rows also have the labels of each supervisor, but a trainer evaluates on their mean.
+
+    Source: RAVEN, arXiv 2510.21332.
+
+    Raises:
+        ValueError: There is only one supervisor.
+    """
+    n_supervisors = len(context.supervisors)
+    if n_supervisors < 2:
+        raise ValueError(
+            f"all_supervisors: got {n_supervisors} supervisor, expected at least 2. Set --n_supervisors to 2 or more."
+        )
+    of_each = np.stack([labels.of(context.ids) for labels in context.supervisors], axis=1)
+    labels = replace(context.labels(context.probabilities), supervisor_probabilities=of_each)
+    return _recorded(labels, all_supervisors, n_supervisors=n_supervisors)
 
 
 # ---- Shared ----

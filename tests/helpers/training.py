@@ -44,6 +44,12 @@ def with_weights(rows: Dataset, weights=None) -> Dataset:
     return rows.add_column("weight", [float(weight) for weight in weights])
 
 
+def with_supervisors(rows: Dataset, n_supervisors: int = 3, seed: int = 5) -> Dataset:
+    """Returns rows with a column `supervisor_labels` of random probabilities of two classes."""
+    p = np.random.default_rng(seed).random((len(rows), n_supervisors))
+    return rows.add_column("supervisor_labels", np.stack([1 - p, p], axis=2).tolist())
+
+
 def arguments(tmp_path, cls=WeakToStrongConfig, **kwargs):
     defaults = {
         "output_dir": str(tmp_path),

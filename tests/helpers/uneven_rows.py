@@ -10,7 +10,7 @@ from transformers import TrainerCallback, set_seed
 
 from helpers.chains import student
 from helpers.models import make_character_tokenizer, make_language_model, make_rows, make_tokenizer
-from helpers.training import Record, Stop, arguments, make_pairs, rows_of, with_weights
+from helpers.training import Record, Stop, arguments, make_pairs, rows_of, with_supervisors, with_weights
 from w2s_hf import (
     BootstrapConfig,
     BootstrapTrainer,
@@ -29,9 +29,13 @@ OPTIONS = {
     "gradient_checkpointing": False,
 }  # fmt: skip
 LOSSES = [{"loss_type": name, "aux_warmup_ratio": 0.5, "window_radius": 0.3} for name in LOSS_TYPES]
-# The reverse losses are functions of one row. Besides the cuts of a step, one number of rows is enough for them.
-REVERSE = [loss for loss in LOSSES if "reverse_smoothing" in LOSS_ARGUMENTS[loss["loss_type"]]]
-OTHERS = [loss for loss in LOSSES if loss not in REVERSE]
+# The reverse losses are functions of one row. Besides the cuts of a step, one number of rows is enough for them, and
+# for the learned supervisors.
+OTHERS = [
+    loss
+    for loss in LOSSES
+    if not {"reverse_smoothing", "supervisor_learning_rate"} & {*LOSS_ARGUMENTS[loss["loss_type"]]}
+]
 ACCUMULATED = {"gradient_accumulation_steps": 2, "rows_per_step": 4}
 TOKENS = {"max_tokens_per_micro_batch": 60}
 BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
@@ -45,6 +49,7 @@ def configurations() -> list[tuple[str, int, dict]]:
     # The second epoch has another order of rows, and continues from the weights of the first.
     twice = {"num_train_epochs": 2, "eval_strategy": "epoch"}
     confidence, soft = LOSSES[LOSS_TYPES.index("confidence")], {"soft_label": "random"}
+    supervisors = LOSSES[LOSS_TYPES.index("learned_supervisors")]
     cases = [("chain", 11, twice)]
     for n_rows in ROWS:
         more = twice if n_rows == 11 else {}
@@ -67,6 +72,7 @@ def configurations() -> list[tuple[str, int, dict]]:
         ("pairs", 11, {"center_rewards_coefficient": 0.1} | weights),
     ]
     cases += [("pairs", 11, confidence | soft | weights | TOKENS), ("completions", 11, weights)]
+    cases += [("classes", 11, supervisors | weights | TOKENS), ("pairs", 21, supervisors | soft | ACCUMULATED)]
     for cut in ({"dataloader_drop_last": True}, {"accelerator_config": {"split_batches": True}}):
         cases += [("classes", 21, confidence | cut), ("pairs", 21, cut), ("completions", 21, cut)]
     return cases
@@ -121,6 +127,7 @@ def make(kind: str, n_rows: int, options: dict, directory: Path, world: int, cal
     train_rows, eval_rows = datasets_of(kind, n_rows, soft_label)
     train_rows = train_rows if rows is None else rows
     train_rows = with_weights(train_rows) if has_weights else train_rows
+    train_rows = with_supervisors(train_rows) if options.get("loss_type") == "learned_supervisors" else train_rows
     common = {"train_dataset": train_rows, "callbacks": callbacks}
     common["eval_dataset"] = eval_rows if "eval_strategy" in options else None
     set_seed(0)

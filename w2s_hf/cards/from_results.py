@@ -93,6 +93,7 @@ def _facts_of_student(results: ExperimentResult, run: SeedResult, student: Stude
         "label_accuracy": None if student.links else run.weak.label_accuracy,
         "changed_labels": labels and {"n_train": labels.n_train, "accuracy": labels.accuracy},
         "row_weights": labels and labels.weights,
+        "supervisor_weights": student.supervisor_weights,
         "taught_by": student.links[-1].taught_by if student.links else None,
         "pgr_against_plain": None if plain is None else plain.pgr,
         "transfer": {

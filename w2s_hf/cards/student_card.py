@@ -97,6 +97,8 @@ class StudentCard:
             `n_train`, the number of rows, and `accuracy`, the share of these rows with a correct label.
         row_weights (`dict`, *optional*): The weights of the training rows, if they have weights: `mean`, and `n_zero`,
             the number of rows with weight 0.
+        supervisor_weights (`list[float]`, *optional*): The learned weights of the supervisors whose labels were
+            combined.
     """
 
     # Facts about the experiment
@@ -151,6 +153,7 @@ class StudentCard:
     label_accuracy: float | None = None
     changed_labels: dict | None = None
     row_weights: dict | None = None
+    supervisor_weights: list[float] | None = None
 
     def __post_init__(self) -> None:
         # Parts of a results.json are accepted as dicts, too.

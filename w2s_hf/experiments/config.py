@@ -173,7 +173,7 @@ class ExperimentArguments:
         default=1,
         metadata={
             "help": "Number of weak supervisors, trained with different seeds. The weak labels are the mean of their "
-            "predictions."
+            "predictions. The method `learned_supervisors` learns a weight per supervisor instead."
         },
     )
     keep_confident: float | None = field(
@@ -257,6 +257,12 @@ class ExperimentArguments:
             raise ValueError(
                 f"Got --n_supervisors or --keep_confident with --methods {BOOTSTRAP}, expected one supervisor and all "
                 "of its labels. Leave these options out, or run the other methods separately."
+            )
+        needs_supervisors = [name for name, method in methods.items() if method.needs_supervisors]
+        if needs_supervisors and self.n_supervisors == 1:
+            raise ValueError(
+                f"--methods {needs_supervisors[0]}: got --n_supervisors 1, expected at least 2, because the method "
+                "learns the weights of several supervisors. Set --n_supervisors 3."
             )
         if "agreement" in self.analyses and self.ladder and self.student_model not in self.ladder:
             raise ValueError(

@@ -364,6 +364,9 @@ class Finetuner:
         values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
         if values.get("aux_start") == "first_step":
             del values["aux_start"]  # older versions have keys without this option
+        for name in LOSS_ARGUMENTS["learned_supervisors"]:
+            if name not in read:
+                values.pop(name, None)  # as for aux_start
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def settings_of_predictions(self, spec: ModelSpec) -> dict:
@@ -443,7 +446,10 @@ class Finetuner:
         return setting.add_labels(tokenized, rows) if setting.label_column in rows.column_names else tokenized
 
     def fingerprint(self, rows: Dataset, with_labels: bool = True) -> str:
-        """Returns a hash of the texts of rows in order, and of their labels and weights, if there are any."""
+        """
+        Returns a hash of the texts of rows in order, and of their labels, weights and labels of each supervisor, if
+        there are any.
+        """
         digest = hashlib.sha256()
         for row in zip(*(rows[column][:] for column in self.setting.columns), strict=True):
             digest.update(("\0".join(map(str, row)) + "\n").encode())
@@ -451,6 +457,7 @@ class Finetuner:
             labels = rows[self.setting.label_column][:]
             is_text = isinstance(labels[0], str)
             digest.update(json.dumps(labels).encode() if is_text else np.asarray(labels, dtype=np.float32).tobytes())
-        if with_labels and "weight" in rows.column_names:
-            digest.update(np.asarray(rows["weight"][:], dtype=np.float32).tobytes())
+        for name in ("weight", "supervisor_labels"):
+            if with_labels and name in rows.column_names:
+                digest.update(np.asarray(rows[name][:], dtype=np.float32).tobytes())
         return digest.hexdigest()[:16]

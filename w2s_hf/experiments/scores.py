@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -17,6 +17,7 @@ from ..probabilities import summary_of_weights
 from ..results import ControlResult, MethodSummary, ModelScore, SeedResult, StudentResult
 from ..tasks import TaskSplits
 from ..tasks.splits import TransferRows
+from ..trainers.student_card import supervisor_weights_of
 from .cache import StageCache
 from .config import ExperimentArguments
 from .finetuner import Finetuned
@@ -149,12 +150,18 @@ def _files(outputs: "Outputs", model: Finetuned) -> dict[str, str | None]:
     return {"output": outputs.student, "weak_labels": outputs.labels, "hardware": hardware}
 
 
-def _steps(model: Finetuned) -> dict[str, int]:
-    """Returns the number of optimizer steps of training, and the step at which `--aux_start agreement` started."""
+def _steps(model: Finetuned) -> dict[str, Any]:
+    """
+    Returns the number of optimizer steps of training, the step at which `--aux_start agreement` started, and the
+    learned weights of the supervisors.
+    """
     history = json.loads((model.directory / "training.json").read_text())
-    steps = {"optimizer_steps": max(entry["step"] for entry in history)}
+    steps: dict[str, Any] = {"optimizer_steps": max(entry["step"] for entry in history)}
     start = history[-1].get("aux_start_step")
-    return steps if start is None else steps | {"aux_start_step": start}
+    if start is not None:
+        steps["aux_start_step"] = start
+    weights = supervisor_weights_of(history)
+    return steps if weights is None else steps | {"supervisor_weights": weights}
 
 
 def _link_entries(

@@ -200,6 +200,7 @@ class StudentResult(Record):
         optimizer_steps (`int`, *optional*): Optimizer steps of its training; unknown for a chain.
         aux_start_step (`int`, *optional*): The step after which the auxiliary weight rises (`aux_start="agreement"`).
         labels ([`LabelsResult`], *optional*): Its training labels, if the method transforms the weak labels.
+        supervisor_weights (`list[float]`, *optional*): The final weights of the supervisors (`learned_supervisors`).
     """
 
     method: str
@@ -224,6 +225,7 @@ class StudentResult(Record):
     optimizer_steps: int | None = None
     aux_start_step: int | None = None
     labels: LabelsResult | None = None
+    supervisor_weights: list[float] | None = None
 
 
 @dataclass(kw_only=True)

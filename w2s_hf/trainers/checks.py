@@ -16,7 +16,7 @@ from transformers.utils.logging import get_logger
 from trl import RewardConfig
 
 from .._compat import ModulesToSaveWrapper, original_and_copies
-from ..probabilities import as_weights
+from ..probabilities import as_supervisor_labels, as_weights
 
 __all__ = [
     "THRESHOLD_LOSSES",
@@ -25,6 +25,7 @@ __all__ = [
     "check_dataset",
     "check_loss",
     "check_pair_columns",
+    "check_supervisor_labels",
     "check_weights",
     "named_parts",
     "refuse_frozen",
@@ -32,6 +33,7 @@ __all__ = [
     "refuse_misspelt",
     "refuse_problem_type",
     "refuse_prompt_tuning",
+    "refuse_supervisor_labels",
     "warn_of_unread_ends",
 ]
 
@@ -278,16 +280,17 @@ def check_pair_columns(dataset: Any, name: str, args: RewardConfig) -> None:
     for which, part in named_parts(dataset, name).items():
         check_dataset(part, which, (datasets.Dataset, datasets.IterableDataset))
         if args.remove_unused_columns:
-            optional = {"prompt", "soft_label", "margin", "weight"}
+            optional = {"prompt", "soft_label", "margin", "weight", "supervisor_labels"}
             if "chosen_ids" in (getattr(part, "column_names", None) or ()):
                 optional.remove("prompt")
             check_columns(part, which, labels="soft_label", reads=_PAIR_COLUMNS, optional=optional)
 
 
-# TRL's RewardTrainer (1.0 and 1.16) reads these columns of pairs. `soft_label` and `weight` are additional columns.
+# TRL's RewardTrainer (1.0 and 1.16) reads these columns of pairs. `soft_label`, `weight` and `supervisor_labels` are
+# additional columns.
 _PAIR_COLUMNS = (
-    "chosen", "rejected", "prompt", "chosen_ids", "rejected_ids", "soft_label", "weight", "margin", "tools",
-    "chat_template_kwargs",
+    "chosen", "rejected", "prompt", "chosen_ids", "rejected_ids", "soft_label", "weight", "supervisor_labels",
+    "margin", "tools", "chat_template_kwargs",
 )  # fmt: skip
 
 
@@ -310,6 +313,41 @@ def check_weights(dataset: Any, name: str) -> None:
         raise ValueError(
             f"{name}: got weight 0 in all {len(weights)} rows, expected a positive weight in at least one row. "
             "Correct the column `weight`, or remove it to give equal weight to all rows."
+        )
+
+
+def check_supervisor_labels(dataset: Any, name: str, loss_type: str, n_classes: int = 2) -> None:
+    """
+    Raises `ValueError` if training rows lack the column `supervisor_labels` of the loss, or have it for another loss.
+    Labels must be valid, see [`w2s_hf.probabilities.as_supervisor_labels`]. Batches of a transform or a stream are
+    checked during training. Evaluation does not use this column.
+    """
+    if not name.startswith("train_dataset"):
+        return
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return
+    refuse_supervisor_labels(dataset.column_names, name, loss_type)
+    if "supervisor_labels" in dataset.column_names and len(dataset):
+        ids = list(dataset["id"]) if "id" in dataset.column_names else None
+        try:
+            as_supervisor_labels(dataset.with_format("python")["supervisor_labels"][:], n_classes, ids)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def refuse_supervisor_labels(columns: Collection[str], name: str, loss_type: str) -> None:
+    """Raises `ValueError` if a column or a part of a batch `supervisor_labels` is missing, or is not read."""
+    is_read = loss_type == "learned_supervisors"
+    if is_read and "supervisor_labels" not in columns:
+        raise ValueError(
+            f"{name}: got {', '.join(map(repr, columns))} and the loss 'learned_supervisors', expected "
+            "'supervisor_labels' among them: the probabilities of each supervisor for every row. Add the column, or "
+            "join labels of WeakLabels.mean(labels, keep_supervisors=True)."
+        )
+    if not is_read and "supervisor_labels" in columns:
+        raise ValueError(
+            f"{name}: got 'supervisor_labels' and the loss {loss_type!r}, expected the loss 'learned_supervisors', "
+            "which alone reads them. Set loss_type='learned_supervisors', or remove the column."
         )
 
 

@@ -141,8 +141,12 @@ class OrderedEvaluation(TrainerMixin):
     def prediction_step(
         self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Predicts like the base trainer. Weights are not used: in an evaluation, every row counts once."""
+        """
+        Predicts like the base trainer. Weights are not used: in an evaluation, every row counts once. The labels of
+        each supervisor are not used, either.
+        """
         inputs.pop("weight", None)
+        inputs.pop("supervisor_labels", None)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     # ---- Metrics ----

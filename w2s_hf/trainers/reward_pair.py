@@ -24,6 +24,7 @@ from .checks import (
     check_arguments,
     check_dataset,
     check_pair_columns,
+    check_supervisor_labels,
     check_weights,
     named_parts,
     refuse_frozen,
@@ -89,7 +90,9 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             Pairs in a preference format of TRL: `chosen`, `rejected`, with `prompt` or without, text or messages.
             Pairs can also be tokens in `chosen_ids` and `rejected_ids`. The optional column `soft_label` is P(chosen
             better), float. The optional column `weight` weights the whole loss of a pair, including the term of
-            `center_rewards_coefficient`; see [`WeakToStrongTrainer`].
+            `center_rewards_coefficient`; see [`WeakToStrongTrainer`]. With `loss_type="learned_supervisors"`, training
+            pairs have a column `supervisor_labels` in addition: P(rejected better) and P(chosen better) of each of K
+            supervisors.
         eval_dataset ([`~datasets.Dataset`] or `dict`, *optional*): Evaluation pairs in the same format.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. It is loaded if `model` is a name. TRL ends texts with its end-of-text token.
@@ -104,7 +107,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     Raises:
         ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty. A
             column is missing, or an unused column looks like soft labels or weights. Soft labels are outside [0, 1]
-            (the message names the rows), or there is also a margin. Weights are invalid. The tokenizer has no
+            (the message names the rows), or there is also a margin. Weights are invalid. A column `supervisor_labels`
+            is missing, invalid or not read by the loss. The tokenizer has no
             end-of-text token. Pairs have more tokens than the model has positions. The model is frozen. Adapters are
             added to adapters, have another task type, or are prompt tuning of a decoder. There are several GPUs in one
             process.
@@ -153,6 +157,7 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         self._loss = loss
         check_dataset(train_dataset, "train_dataset", _KINDS)
         check_pair_columns(train_dataset, "train_dataset", args)
+        check_supervisor_labels(train_dataset, "train_dataset", args.loss_type)
         check_pair_columns(eval_dataset, "eval_dataset", args)
         model, processing_class = load_model(model, args, processing_class, "REWARD", quantization_config, peft_config)
         if train_dataset is not None:
@@ -272,11 +277,13 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
 
         Args:
             inputs (`dict`): `input_ids` and `attention_mask` `(2B, T)`, chosen responses first. Optional inputs are
-                `soft_label` `(B,)`, `turned` `(B,)` and `margin` `(B,)`. `weight` `(B,)` is used in training only.
+                `soft_label` `(B,)`, `turned` `(B,)` and `margin` `(B,)`. `weight` `(B,)` and `supervisor_labels`
+                `(B, K, 2)` are used in training only.
             num_items_in_batch (`int`, *optional*): The number of pairs of the whole optimizer step on all ranks, or
                 the sum of their weights. Without it, the loss is the mean over this batch.
         """
         weight = inputs.get("weight") if model.training else None
+        supervisor_labels = inputs.get("supervisor_labels") if model.training else None
         inputs, soft_label, turned = _without_labels(inputs)
         counts = inputs.pop("counts", None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -292,6 +299,11 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
                     "not use it. Remove the column `margin`."
                 )
             classes = self._classes(logits, soft_label, turned)
+            if supervisor_labels is not None:
+                if turned is not None:  # the classes of every supervisor, like those of the soft label
+                    other = supervisor_labels.flip(2)
+                    supervisor_labels = torch.where(turned[:, None, None], other, supervisor_labels)
+                classes = classes[0], self._combine(classes[0], supervisor_labels, weight)
             row_losses = (
                 self._row_losses(*classes, counts)
                 if model.training
@@ -421,13 +433,17 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
             `np.ndarray` of shape `(N, 2)`, float32, in row order, on every rank: P(rejected better) and P(chosen
             better). The second probability is a `soft_label` for a student.
         """
-        return self._predict_probabilities(dataset, ("soft_label", "margin", "weight"))
+        return self._predict_probabilities(dataset, ("soft_label", "margin", "weight", "supervisor_labels"))
 
 
 def _without_labels(inputs: dict) -> tuple[dict, torch.Tensor | None, torch.Tensor | None]:
-    """Splits a batch into model inputs, P(chosen better), and whether pairs are turned. Weights are removed."""
+    """
+    Splits a batch into model inputs, P(chosen better), and whether pairs are turned. Weights and the labels of each
+    supervisor are removed.
+    """
     inputs = dict(inputs)
     inputs.pop("weight", None)
+    inputs.pop("supervisor_labels", None)
     return inputs, inputs.pop("soft_label", None), inputs.pop("turned", None)
 
 

@@ -23,7 +23,7 @@ from ..publish import STUDENT_FILES, push_again, student_files
 from ..training_settings import training_settings
 from .mixins import TrainerMixin
 
-__all__ = ["StudentCardCallback", "WithStudentCard"]
+__all__ = ["StudentCardCallback", "WithStudentCard", "supervisor_weights_of"]
 
 # These options of a quantization affect the outputs of a student.
 _QUANTIZATION = {
@@ -135,6 +135,7 @@ class WithStudentCard(TrainerMixin):
         train_rows = self.train_dataset
         if isinstance(train_rows, Dataset) and "weight" in train_rows.column_names:
             card.row_weights = summary_of_weights(np.asarray(train_rows.with_format("python")["weight"][:]))
+        card.supervisor_weights = supervisor_weights_of(self.state.log_history)
         card.versions = card.versions or {name: version(name) for name in _LIBRARIES}
         directory.mkdir(parents=True, exist_ok=True)
         if card.weak and card.student and card.ceiling:
@@ -194,6 +195,12 @@ class WithStudentCard(TrainerMixin):
             return commit
 
         return push() if blocking else HfApi().run_as_future(push)
+
+
+def supervisor_weights_of(history: list[dict]) -> list[float] | None:
+    """Returns the final weights of the supervisors in a log history, or `None` if no weights were learned."""
+    last: dict = next((entry for entry in reversed(history) if "supervisor_weight_1" in entry), {})
+    return [value for name, value in last.items() if name.startswith("supervisor_weight_")] or None
 
 
 def _loading(base: PreTrainedModel) -> dict:

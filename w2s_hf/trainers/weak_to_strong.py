@@ -26,6 +26,7 @@ from .checks import (
     check_columns,
     check_dataset,
     check_loss,
+    check_supervisor_labels,
     check_weights,
     named_parts,
     refuse_frozen,
@@ -87,6 +88,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             column `weight` has one float per row, at least 0. The loss of a step is then
             `sum(weight * loss) / sum(weight)`. Evaluation does not use weights: every row counts once. The threshold
             and the prior of the confidence loss, and the agreement of `aux_start="agreement"`, do not use them.
+            With `loss_type="learned_supervisors"`, training rows have a column `supervisor_labels` in addition: a list
+            of C probabilities for each of K supervisors. Evaluation uses `labels`, such as their mean.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The tokenizer. It is loaded if `model` is a name.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Used if `model` is a name.
@@ -103,7 +106,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         ValueError: `args` has another class or `use_liger_kernel=True`. Rows are not a dataset, or are empty,
             unlabelled or a stream of texts. Labels are not probabilities (the message names the rows). There are both
             `label` and `labels`, or an unused column that looks like labels or weights. Weights are negative, missing,
-            infinite or all 0, or the data collator drops them. Rows have more tokens than the model has positions.
+            infinite or all 0, or the data collator drops them. A column `supervisor_labels` is missing, invalid or not
+            read by the loss. Rows have more tokens than the model has positions.
             Adapters are added to adapters, or are prompt tuning of a decoder. The model is frozen, has one output, or
             has the `problem_type` of several labels. The loss is for two classes and the model has more. There is LoRA
             dropout with `disable_dropout=True`. There are several GPUs in one process.
@@ -226,6 +230,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             self._check_columns(dataset, name)
         if needs_labels:
             check_weights(dataset, name)
+            check_supervisor_labels(dataset, name, self.args.loss_type, _n_classes(self.model))
         if isinstance(dataset, datasets.IterableDataset):
             self._refuse_texts(dataset, name)
         if not isinstance(dataset, datasets.Dataset):
@@ -258,7 +263,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
     def _check_columns(self, dataset: _Rows, name: str) -> None:
         signature = signature_columns(self)
         # These columns are optional. Their absence raises no error.
-        optional = {"labels", "attention_mask", "token_type_ids", "weight"} & {"labels", *signature}
+        optional = {"attention_mask", "token_type_ids", "weight", "supervisor_labels"} & {*signature} | {"labels"}
         if {"label", "labels", "label_ids"} & set(getattr(dataset, "column_names", None) or ()):
             optional.discard("labels")
         lengths = {getattr(self.args, "length_column_name", "length")}
@@ -305,7 +310,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
 
         Args:
             inputs (`dict`): Model inputs and `labels`: `(B,)` integers, `(B,)` P(class 1) or `(B, C)` probabilities.
-                An optional input is `weight` `(B,)`, which is used in training only.
+                An optional input is `weight` `(B,)`, which is used in training only. The loss `learned_supervisors`
+                also needs `supervisor_labels` `(B, K, C)` in training.
             num_items_in_batch (`int`, *optional*): The number of rows of the whole optimizer step on all ranks, or the
                 sum of their weights. Without it, the loss is the mean over this batch.
         """
@@ -314,10 +320,14 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             raise ValueError(f"compute_loss: got inputs {sorted(inputs)}, expected `labels` among them. Add `labels`.")
         labels = inputs.pop("labels")
         counts, weight = inputs.pop("counts", None), inputs.pop("weight", None)
+        supervisor_labels = inputs.pop("supervisor_labels", None)
         outputs = model(**inputs)
         logits = _logits(outputs)
         soft_labels = self._soft_labels(labels, logits.shape[-1])
         if model.training:
+            if supervisor_labels is not None:
+                row_weights = counts if weight is None else counted_weight(weight, counts)
+                soft_labels = self._combine(logits, supervisor_labels, row_weights)
             row_losses = self._row_losses(logits, soft_labels, counts)
             n_rows: float = len(row_losses) if counts is None else int(counts.sum())
             if weight is not None:
@@ -377,7 +387,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         Returns:
             `np.ndarray` of shape `(N, C)`, float32, in row order, on every rank.
         """
-        return self._predict_probabilities(dataset, ("label", "labels", "weight"))
+        return self._predict_probabilities(dataset, ("label", "labels", "weight", "supervisor_labels"))
 
 
 def _logits(outputs) -> torch.Tensor:

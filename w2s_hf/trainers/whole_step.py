@@ -1,10 +1,12 @@
 """The loss on soft labels: a mean over the rows of a whole optimizer step. The trainers share it."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
@@ -13,7 +15,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import get_logger
 
 from .. import losses
-from .._compat import has_length
+from .._compat import add_signature_column, has_length
 from ..collators import move_padding, sorted_lengths, split_by_tokens
 from ..config import AnyConfig, LossArguments, computes_in_bfloat16
 from ..hub import FILE_OPTIONS
@@ -21,7 +23,7 @@ from ..modeling import load_config, load_student, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
 from ..modeling.heads import base_of
 from .agreement import MIN_ROWS, agreement_beyond_chance, latest_half
-from .checks import THRESHOLD_LOSSES, refuse_prompt_tuning
+from .checks import THRESHOLD_LOSSES, refuse_prompt_tuning, refuse_supervisor_labels
 from .epochs import WholeEpochs
 from .resuming import record_of
 from .row_loss import row_losses_of
@@ -33,6 +35,8 @@ logger = get_logger(__name__)
 # This number is a rule of thumb. With a warm-up over 16 of 80 steps, students were worse than `naive` if weak labels
 # had low confidence. They were not worse with confident labels (docs/results.md).
 MIN_WARMUP_STEPS = 50
+
+_MIN_SUPERVISOR_WEIGHT = 1e-6  # arXiv 2510.21332
 
 
 class WholeStepLoss(WholeEpochs, ABC):
@@ -46,6 +50,9 @@ class WholeStepLoss(WholeEpochs, ABC):
     If the rows have weights, the loss of a step is `sum(weight * loss) / sum(weight)` over all its rows. It is 0 if
     all weights of the step are 0. The threshold and the prior of the confidence loss, and the agreement of
     `aux_start="agreement"`, are computed over all rows without weights.
+
+    The loss `learned_supervisors` reads the part `supervisor_labels` `(B, K, C)` of a batch. The weights of the K
+    supervisors are saved with every checkpoint, and are updated once per optimizer step by the gradient of its loss.
     """
 
     args: LossArguments
@@ -56,6 +63,9 @@ class WholeStepLoss(WholeEpochs, ABC):
     _threshold: torch.Tensor | None = None
     # This tensor counts the rows of this process in the current step by classes of student and weak label, `(C, C)`.
     _agreement: torch.Tensor | None = None
+    # This tensor has sums over the rows of this process in the current step, `(K + 1,)`. They are the gradients of the
+    # weights of the supervisors, and the weights of the rows.
+    _supervisor_sums: torch.Tensor | None = None
     _n_sequences = 1  # number of sequences per row
 
     @abstractmethod
@@ -83,6 +93,8 @@ class WholeStepLoss(WholeEpochs, ABC):
         would count the elements of the labels, and a soft label has C elements.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            refuse_supervisor_labels(batch, "train_dataset", self.args.loss_type)
         micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
         n_rows = sum(
             int(batch["counts"].sum()) if "counts" in batch else self._n_rows(batch) for batch in micro_batches
@@ -92,7 +104,7 @@ class WholeStepLoss(WholeEpochs, ABC):
             counts = torch.tensor([[n_rows, n_micro_batches]], device=device)
             counts = self.accelerator.gather(counts)
             n_rows, n_micro_batches = counts[:, 0].sum().item(), counts[:, 1].max().item()
-        self._threshold = self._agreement = None
+        self._threshold = self._agreement = self._supervisor_sums = None
         if self.state.global_step == 0:
             self._warn_of_auxiliary_term(n_rows)
         # If each rank has a single forward pass, compute_loss finds the threshold itself. All ranks must take the same
@@ -147,7 +159,14 @@ class WholeStepLoss(WholeEpochs, ABC):
         if self._agreement is not None and self.accelerator.sync_gradients:  # the last batch of the step
             self._decide_start(self.accelerator.reduce(self._agreement, "sum"))
             self._agreement = None
+        if self._supervisor_sums is not None and self.accelerator.sync_gradients:
+            self._update_supervisor_weights(self.accelerator.reduce(self._supervisor_sums, "sum"))
+            self._supervisor_sums = None
         return loss
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        add_signature_column(self, "supervisor_labels")
 
     def _warn_of_auxiliary_term(self, n_rows: int) -> None:
         """Warns if the auxiliary weight rises over few steps, or never. The first step has `n_rows` rows."""
@@ -201,6 +220,54 @@ class WholeStepLoss(WholeEpochs, ABC):
         table = torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)
         self._agreement = table if self._agreement is None else self._agreement + table
 
+    def _combine(
+        self, logits: torch.Tensor, supervisor_labels: torch.Tensor, row_weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """
+        Returns the combined labels of the supervisors, `(B, C)`, and counts the rows for the update of their weights.
+
+        Args:
+            logits (`torch.Tensor` of shape `(B, C)`): Logits of the student.
+            supervisor_labels (`torch.Tensor` of shape `(B, K, C)`): Labels of each supervisor.
+            row_weights (`torch.Tensor` of shape `(B,)`, *optional*): The weights of the rows, 0 for repeated rows.
+        """
+        weights = self._supervisor_weights(supervisor_labels.shape[1])
+        for number, weight in enumerate(weights, 1):
+            self._record(f"supervisor_weight_{number}", weight)
+        on_device = logits.new_tensor(weights)
+        if self.state.global_step >= self._supervisor_warmup_steps:
+            gradients = losses.supervisor_gradients(logits, supervisor_labels, on_device)
+            row_weights = gradients.new_ones(len(gradients)) if row_weights is None else row_weights.float()
+            sums = torch.cat([row_weights @ gradients, row_weights.sum()[None]])
+            self._supervisor_sums = sums if self._supervisor_sums is None else self._supervisor_sums + sums
+        return losses.combined_labels(supervisor_labels, on_device)
+
+    def _supervisor_weights(self, n_supervisors: int) -> list[float]:
+        """Returns the weights of the supervisors, which are equal at the beginning."""
+        weights = record_of(self.state).setdefault("supervisor_weights", [1 / n_supervisors] * n_supervisors)
+        if len(weights) != n_supervisors:
+            raise ValueError(
+                f"supervisor_labels: got labels of {n_supervisors} supervisors, expected {len(weights)} as in earlier "
+                "batches. Pass labels of the same supervisors for all rows."
+            )
+        return weights
+
+    def _update_supervisor_weights(self, sums: torch.Tensor) -> None:
+        """Makes a step of gradient descent on the weights of the supervisors. `sums` are the sums of all processes."""
+        *gradient, total = sums.tolist()
+        if total > 0:  # the weights of the rows may all be 0
+            step = self.args.supervisor_learning_rate * np.array(gradient) / total
+            weights = np.maximum(record_of(self.state)["supervisor_weights"] - step, _MIN_SUPERVISOR_WEIGHT)
+            record_of(self.state)["supervisor_weights"] = (weights / weights.sum()).tolist()
+
+    @property
+    def _supervisor_warmup_steps(self) -> int:
+        """The number of optimizer steps that begin before the end of `supervisor_warmup_epochs`."""
+        steps = self.state.max_steps
+        if self._epoch_size is not None:
+            steps = math.ceil(self._epoch_size / self.get_total_train_batch_size(self.args))
+        return math.ceil(self.args.supervisor_warmup_epochs * steps - 1e-9)
+
     def _auxiliary_weight(self) -> float:
         """Returns the weight of the auxiliary term in this optimizer step."""
         args, start = self.args, 0
@@ -216,9 +283,14 @@ class WholeStepLoss(WholeEpochs, ABC):
     def train(self, *args, **kwargs) -> TrainOutput:
         """
         Trains like [`~transformers.Trainer.train`]. With `aux_start="agreement"`, the last entry of the log history
-        has the step after which the auxiliary weight rose. If the weight stayed 0, a warning is logged.
+        has the step after which the auxiliary weight rose. If the weight stayed 0, a warning is logged. With the loss
+        `learned_supervisors`, the last entry has the final weights, `supervisor_weight_1` and so on.
         """
         output = super().train(*args, **kwargs)
+        if self.args.loss_type == "learned_supervisors":
+            weights = record_of(self.state).get("supervisor_weights", [])
+            entry = {f"supervisor_weight_{number}": weight for number, weight in enumerate(weights, 1)}
+            self.state.log_history.append({"step": self.state.global_step, **entry})
         if self.args.has_auxiliary_term and self.args.aux_start == "agreement":
             start, tables = self._auxiliary_record["start"], self._auxiliary_record["tables"]
             self.state.log_history.append({"step": self.state.global_step, "aux_start_step": start})
@@ -278,7 +350,7 @@ class WholeStepLoss(WholeEpochs, ABC):
         if self._loss is not None:
             step = losses.Step(self.state.global_step, self.state.max_steps)
             return row_losses_of(self._loss, logits, soft_labels, step)
-        if args.loss_type == "xent":
+        if args.loss_type in ("xent", "learned_supervisors"):  # the labels of the supervisors are already combined
             return losses.cross_entropy_loss(logits, soft_labels, reduction="none")
         if args.loss_type == "product":
             return losses.product_loss(

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ..seed import Models
 
 __all__ = [
-    "ACCURACY", "Setting", "Tokenize", "add_weights", "demo_sizes", "metric_name", "on_weak_labels", "split_options",
-    "tokenizers_of",
+    "ACCURACY", "Setting", "Tokenize", "add_supervisor_labels", "add_weights", "demo_sizes", "metric_name",
+    "on_weak_labels", "split_options", "tokenizers_of",
 ]  # fmt: skip
 
 # In logs, these names stand for the share of validation rows whose label a model predicts, for true and for weak
@@ -207,6 +207,14 @@ def add_weights(tokenized: Dataset, rows: Dataset) -> Dataset:
     if "weight" not in rows.column_names:
         return tokenized
     return tokenized.add_column("weight", rows["weight"][:], feature=Value("float32"))
+
+
+def add_supervisor_labels(tokenized: Dataset, rows: Dataset) -> Dataset:
+    """Adds the column `supervisor_labels` of `rows` to the tokenized rows, if the rows have it."""
+    if "supervisor_labels" not in rows.column_names:
+        return tokenized
+    feature = rows.features["supervisor_labels"]
+    return tokenized.add_column("supervisor_labels", rows["supervisor_labels"][:], feature=feature)
 
 
 def split_options(args: ExperimentArguments) -> dict:

@@ -31,7 +31,16 @@ from ...trainers import RewardPairTrainer, WeakToStrongTrainer
 from ..analysis_context import AnalysisContext
 from ..config import ClassificationArguments, Own
 from ..self_baselines import SELF_BASELINES, self_baseline_results, self_baselines
-from .base import ACCURACY, Setting, Tokenize, add_weights, demo_sizes, on_weak_labels, split_options
+from .base import (
+    ACCURACY,
+    Setting,
+    Tokenize,
+    add_supervisor_labels,
+    add_weights,
+    demo_sizes,
+    on_weak_labels,
+    split_options,
+)
 
 __all__ = ["CLASSIFICATION", "LINEAR_PROBE", "ClassificationSetting", "ProbabilitySetting"]
 
@@ -171,8 +180,9 @@ class ClassificationSetting(ProbabilitySetting):
         return list(task.class_names)
 
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
-        """Adds the column `labels`, and `weight` if the rows have weights."""
-        return add_weights(tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"]), rows)
+        """Adds the column `labels`, and `weight` and `supervisor_labels` if the rows have these columns."""
+        labelled = tokenized.add_column("labels", rows["labels"][:], feature=rows.features["labels"])
+        return add_supervisor_labels(add_weights(labelled, rows), rows)
 
     def load_rows(
         self,

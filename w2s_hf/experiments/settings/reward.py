@@ -28,7 +28,7 @@ from ..config import RewardArguments
 from ..finetuner import Finetuner
 from ..generative_finetuning import generative_finetune
 from ..seed import Models
-from .base import add_weights, demo_sizes, split_options, tokenizers_of
+from .base import add_supervisor_labels, add_weights, demo_sizes, split_options, tokenizers_of
 from .classification import ProbabilitySetting
 
 __all__ = ["REWARD", "RewardSetting"]
@@ -49,11 +49,13 @@ class RewardSetting(ProbabilitySetting):
     trainer = RewardPairTrainer
 
     def add_labels(self, tokenized: Dataset, rows: Dataset) -> Dataset:
-        """Adds the column `soft_label`, P(the first response is better), and `weight` if the rows have weights."""
+        """
+        Adds the column `soft_label`, P(the first response is better), and `weight` and `supervisor_labels` if the rows
+        have these columns.
+        """
         first_is_better = as_probabilities(rows["labels"][:])[:, 1]
-        return add_weights(
-            tokenized.add_column("soft_label", first_is_better.tolist(), feature=Value("float32")), rows
-        )
+        labelled = tokenized.add_column("soft_label", first_is_better.tolist(), feature=Value("float32"))
+        return add_supervisor_labels(add_weights(labelled, rows), rows)
 
     def load_rows(
         self,
