@@ -69,7 +69,8 @@ class Method:
     transform: LabelTransform | None = None
     training_args: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
-    code: str | None = field(init=False, repr=False, default=None)
+    code: str | None = field(init=False, repr=False, default=None)  # hashes of loss and transform
+    loss_code: str | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
@@ -96,8 +97,9 @@ class Method:
                     "function."
                 )
         object.__setattr__(self, "training_args", MappingProxyType(dict(self.training_args)))
-        codes = [code_fingerprint(function) for function in functions.values() if callable(function)]
-        object.__setattr__(self, "code", "-".join(codes) or None)
+        codes = {what: code_fingerprint(function) for what, function in functions.items() if callable(function)}
+        object.__setattr__(self, "code", "-".join(codes.values()) or None)
+        object.__setattr__(self, "loss_code", codes.get("loss"))
 
     @property
     def loss_function(self) -> RowLoss | None:
