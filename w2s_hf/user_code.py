@@ -89,9 +89,7 @@ def _run(path: Path, what: str) -> dict[str, Any]:
     try:
         with tokenize.open(path) as file:
             text = file.read()
-        # Later changes of the file change neither the functions of this process, nor their hashes and tracebacks.
-        linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
-        return runpy.run_path(str(path))
+        return _variables_of(str(path), text)
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
@@ -102,6 +100,14 @@ def _run(path: Path, what: str) -> dict[str, Any]:
             f"{what}: got {str(path)!r}, which fails{f' in line {line}' if line else ''} with "
             f"{type(error).__name__}{f': {reason}' if reason else ''}. Run `python {path}` to see the traceback."
         ) from error
+
+
+@functools.cache
+def _variables_of(path: str, text: str) -> dict[str, Any]:
+    """Runs a file once per process."""
+    # Later changes of the file change neither the functions of this process, nor their hashes and tracebacks.
+    linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
+    return runpy.run_path(path)
 
 
 # ---- Errors ----
@@ -120,9 +126,16 @@ def errors_with_lines(what: str, function: Callable) -> Iterator[None]:
         yield
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_user_file(frame.filename)]
-        if not frames or _unwrapped(function).__module__.startswith("w2s_hf."):
+        called = _unwrapped(function)
+        if (called.__module__ or "").startswith("w2s_hf."):
             raise  # an error of this package, which has its own message
-        place = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        if frames:
+            place = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        elif isinstance(called, FunctionType) and _is_user_file(called.__code__.co_filename):
+            # The function has other parameters.
+            place = f"{called.__code__.co_filename}, line {called.__code__.co_firstlineno}"
+        else:
+            raise
         reason = " ".join(str(error).split())
         advice = ""
         if "ground_truth" in reason:
