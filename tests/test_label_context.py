@@ -1,13 +1,16 @@
 """Tests the labels of methods in an experiment: transforms see no true labels, and stages depend on the code."""
 
+import shutil
 import textwrap
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from helpers.running import ROOT, TINY, forked, numbers, recipe_here
 
 from w2s_hf import METHODS, Method, WeakLabels
 from w2s_hf.experiments import label_context
@@ -141,7 +144,7 @@ def truth_of_students(context) -> list[str]:
     """Returns the ids of rows of students with true labels that a context reaches."""
     datasets = [value for value in reachable(context) if isinstance(value, Dataset)]
     assert len(datasets) > 4, "the walk finds the rows"
-    with_truth = [rows for rows in datasets if "ground_truth" in rows.column_names]
+    with_truth = [rows for rows in datasets if "ground_truth" in rows.data.column_names]
     assert with_truth, "the walk finds the validation rows of the supervisor"
     ids = [row_id for rows in with_truth for row_id in rows["id"]]
     return [row_id for row_id in ids if not row_id.startswith("weak")]
@@ -170,7 +173,7 @@ def test_a_transform_that_reads_true_labels_gets_an_error(read, tmp_path, monkey
     )
     with pytest.raises(ValueError) as error:
         labels_of_method(find_method(str(path)), *inputs_of(tmp_path, monkeypatch))
-    assert str(error.value).startswith(f"method mine: {path}, line 4 raised KeyError: ")
+    assert str(error.value).startswith(f"method mine: {path}, line 4 raised ValueError: Column")
     assert "Methods do not get the true labels of rows that students are trained or scored on." in str(error.value)
 
 
@@ -226,15 +229,12 @@ def test_labels_are_computed_once_for_each_code_and_for_each_input(tmp_path, mon
             file.write("x")
         return context.labels(context.probabilities)
 
-    from functools import partial
-
     for factor, n_calls in ((1, 1), (1, 1), (2, 2), (1, 2)):
         labels_of_method(Method("m", transform=partial(transform, path=str(calls), factor=factor)), *inputs)
         assert len(calls.read_text()) == n_calls
     half, weak, *others = inputs
-    other = replace(
-        weak, predictions=WeakLabels(weak.predictions.ids, weak.predictions.probabilities[::-1], {"stage": "w"})
-    )
+    swapped = WeakLabels(weak.predictions.ids, weak.predictions.probabilities[:, ::-1], {"stage": "weak-1"})
+    other = replace(weak, predictions=swapped)
     method = Method("m", transform=partial(transform, path=str(calls)))
     labels_of_method(method, half, other, *others)
     assert len(calls.read_text()) == 3
@@ -254,3 +254,161 @@ def test_a_student_for_labels_is_trained_on_the_labelled_training_rows(tmp_path,
     labels = labels_of_method(Method("m", transform=transform), *inputs)
     assert inputs[-1].trained == [[f"student_half {index}" for index in range(0, 60, 3)]]
     np.testing.assert_array_equal(labels.weights, labels.probabilities[:, 1])
+
+
+# ---- An experiment with methods in a file ----
+
+METHODS_OF_FILE = """
+    import os
+    import signal
+    import threading
+    import time
+    from pathlib import Path
+
+    import numpy as np
+
+    from w2s_hf import Method
+
+    HERE = FOLDER
+
+
+    def kill_if(name):
+        "Kills the process if a file asks for it."
+        if (Path(HERE) / name).exists():
+            (Path(HERE) / name).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+    def squared_error(logits, soft_labels, step):
+        if step.number == 2:
+            kill_if("kill in the loss")
+        return (logits.softmax(dim=-1) - soft_labels).square().sum(dim=-1)  # a comment
+
+
+    def kill_after_the_first_checkpoint():
+        while not list(Path(HERE).glob("*/_stages/student-for-labels-*/checkpoints/checkpoint-*/trainer_state.json")):
+            time.sleep(0.001)
+        kill_if("kill in the student")
+
+
+    def of_students(context):
+        if (Path(HERE) / "kill in the student").exists():
+            threading.Thread(target=kill_after_the_first_checkpoint, daemon=True).start()
+        keep = np.arange(len(context.rows)) % 4 > 0
+        predictions = context.train_student(context.labels(context.probabilities, keep=keep), context.rows)
+        return context.labels(predictions, weights=predictions.max(axis=1), keep=keep)
+
+
+    LOSS = Method("squared", loss=squared_error)
+    LABELS = Method("students", transform=of_students, training_args={"learning_rate": 3e-3})
+    BOTH = Method("both", squared_error, of_students)
+"""
+FILES = ["mine.py:LOSS", "mine.py:LABELS", "mine.py:BOTH"]
+OPTIONS = [*TINY, "--save_steps", "1", "--eval_steps", "1", "--methods", *FILES]
+
+
+def write_methods(directory: Path, text: str = METHODS_OF_FILE) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / "mine.py").write_text(textwrap.dedent(text).replace("FOLDER", "'.'"))
+
+
+def stages_of(output: Path) -> set[str]:
+    return {path.name for path in (output / "_stages").iterdir() if path.is_dir()}
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory):
+    directory, contexts, of = tmp_path_factory.mktemp("methods"), [], StudentRows.of
+    write_methods(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StudentRows, "of", lambda *inputs: contexts.append(of(*inputs)) or contexts[-1])
+        process = recipe_here(*OPTIONS, "--output_dir", "out", cache=cache, cwd=directory)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return directory / "out", contexts
+
+
+def test_the_results_name_loss_transform_and_code(finished):
+    settings = numbers(finished[0])["settings"]["losses"]
+    assert list(settings) == ["squared", "students", "both"]
+    assert settings["squared"].items() >= {"loss": "squared_error"}.items()
+    assert settings["students"].items() >= {"transform": "of_students", "learning_rate": 3e-3}.items()
+    assert settings["both"]["code"] == f"{settings['squared']['code']}-{settings['students']['code']}"
+    assert [student["weak_labels"] for student in numbers(finished[0])["runs"][0]["students"]] == [
+        "weak_labels/seed0", "weak_labels/seed0-for-students", "weak_labels/seed0-for-both"
+    ]  # fmt: skip
+
+
+def test_the_labels_of_a_method_are_saved_with_weights_and_labels_of_validation_rows(finished):
+    output, contexts = finished
+    n_train = len(contexts[0].half.train)
+    filled = [row_id for index, row_id in enumerate(contexts[0].ids) if index >= n_train and index % 4 == 0]
+    weak, labels = (WeakLabels.load(output / "weak_labels" / name) for name in ("seed0", "seed0-for-students"))
+    n_rows = len(contexts[0].rows)
+    assert len(contexts) == 2 and len(labels) == sum(n % 4 > 0 for n in range(n_rows)) + len(filled)
+    assert weak.weights is None and labels.provenance["method"] == "students"
+    np.testing.assert_array_equal(labels.of(filled), weak.of(filled))
+    position = {row_id: index for index, row_id in enumerate(labels.ids)}
+    own = [position[row_id] for row_id in labels.ids if row_id not in filled]
+    np.testing.assert_array_equal(labels.weights[own], labels.probabilities[own].max(axis=1))
+    assert set(labels.weights[[position[row_id] for row_id in filled]]) == {1}
+    both = WeakLabels.load(output / "weak_labels" / "seed0-for-both")
+    assert both.fingerprint == labels.fingerprint, "the transform is the same"
+    kinds = sorted(name.rpartition("-")[0] for name in stages_of(output))
+    assert kinds.count("student-for-labels") == 1 and kinds.count("labels-both") == 1
+
+
+def test_the_context_of_an_experiment_does_not_reach_true_labels_of_students(finished):
+    for context in finished[1]:
+        known = {row_id for rows in context.weak for row_id in rows["id"]}
+        datasets = [value for value in reachable(context) if isinstance(value, Dataset)]
+        with_truth = [rows for rows in datasets if "ground_truth" in rows.data.column_names]
+        assert with_truth and not [rows for rows in with_truth if not known.issuperset(rows["id"])]
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        ({"# a comment": "# another comment"}, []),
+        ({".square()": ".abs()", "3e-3": "4e-3"}, ["student-both", "student-squared", "student-students"]),
+        ({"% 4": "% 3"}, ["labels-both", "labels-students", "student-both", "student-for-labels", "student-students"]),
+    ],
+    ids=["comment", "loss and training argument", "transform"],
+)
+def test_changed_code_trains_the_students_of_this_code_only(changes, new, finished, cache, tmp_path):
+    text = METHODS_OF_FILE
+    for before, after in changes.items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    write_methods(tmp_path, text)
+    shutil.copytree(finished[0], tmp_path / "out")
+    options = [*OPTIONS, "--output_dir", "out"]
+    process = recipe_here(*options, cache=cache, cwd=tmp_path)
+    if not new:
+        assert process.returncode == 0 and "Nothing was trained: all" in process.stderr
+        assert numbers(tmp_path / "out") == numbers(finished[0])
+    else:
+        assert process.returncode == 1 and "with other settings" in process.stderr
+        process = recipe_here(*options, "--overwrite_output_dir", "true", cache=cache, cwd=tmp_path)
+        assert process.returncode == 0, process.stderr[-3000:]
+    added = stages_of(tmp_path / "out") - stages_of(finished[0])
+    assert sorted(name.rpartition("-")[0] for name in added) == new
+
+
+def test_killed_in_a_method_and_run_again_ends_with_the_same_numbers(finished, cache, tmp_path, monkeypatch):
+    """The process is killed by the loss in its last step, and by the transform while it trains a student."""
+    write_methods(tmp_path, METHODS_OF_FILE)
+    of_methods = shutil.ignore_patterns("student-*", "labels-*")
+    shutil.copytree(finished[0] / "_stages", tmp_path / "out" / "_stages", ignore=of_methods)
+    monkeypatch.chdir(tmp_path)
+    for name in ("kill in the loss", "kill in the student"):
+        (tmp_path / name).touch()
+        process = forked(ROOT / "recipes" / "boolq.py", *OPTIONS, "--output_dir", "out", W2S_HF_CACHE=str(cache))
+        assert process.returncode == 9, process.stderr[-3000:]
+        assert list(tmp_path.glob("out/_stages/student-*.partial/checkpoints/checkpoint-*")), name
+    process = recipe_here(*OPTIONS, "--output_dir", "out", cache=cache, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "resumed from its last checkpoint" in process.stderr
+    assert numbers(tmp_path / "out") == numbers(finished[0])
+    for name in ("students", "both"):
+        labels = [WeakLabels.load(path / f"weak_labels/seed0-for-{name}") for path in (tmp_path / "out", finished[0])]
+        assert labels[0].fingerprint == labels[1].fingerprint

@@ -74,6 +74,7 @@ class Method:
     source: str = ""
     code: str | None = field(init=False, repr=False, default=None)  # hashes of loss and transform
     loss_code: str | None = field(init=False, repr=False, default=None)
+    transform_code: str | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
@@ -109,6 +110,7 @@ class Method:
         codes = {what: code_fingerprint(function) for what, function in functions.items() if callable(function)}
         object.__setattr__(self, "code", "-".join(codes.values()) or None)
         object.__setattr__(self, "loss_code", codes.get("loss"))
+        object.__setattr__(self, "transform_code", codes.get("transform"))
 
     @property
     def loss_function(self) -> RowLoss | None:
