@@ -20,11 +20,12 @@ import pytest
 from helpers.cards import CARDS
 from helpers.running import ROOT, recipe, recipe_here, start
 
-from w2s_hf import WeakLabels, read_results
+from w2s_hf import Method, WeakLabels, read_results
 from w2s_hf.experiments import finetuner
 from w2s_hf.experiments.output_directory import Manifest
 from w2s_hf.launch import CONFIGS
 from w2s_hf.leaderboard import find_cards, leaderboard
+from w2s_hf.methods import _method_in_file
 from w2s_hf.results import ExperimentResult
 from w2s_hf.sweep import cells
 from w2s_hf.sweep.cells import Session, _row_of
@@ -329,6 +330,78 @@ def test_the_head_knows_the_records_of_its_workers(head, tmp_path, monkeypatch):
     worker.write(cell, worker._record(cell, "done", {}))
     monkeypatch.setattr(cells, "code_versions", lambda: pytest.fail("a key is computed again"))
     assert head.read(cell)["status"] == "done"
+
+
+METHOD = """
+from w2s_hf import Method
+
+def loss(logits, soft_labels, step):
+    return -(soft_labels * logits.log_softmax(dim=-1)).sum(dim=-1).sqrt()  # a comment
+
+MINE = Method("mine", loss=loss)
+"""
+
+
+def session_of(args, head) -> Session:
+    """Returns a session in another process, which has not run the file of the method yet."""
+    _method_in_file.cache_clear()
+    return replace(head, key="", method_codes={}, method_files=args.method_files)
+
+
+def test_a_method_in_a_file_has_its_name_in_cells_and_its_code_in_keys(head, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
+    args = SweepArguments(["boolq"], ["weak"], ["student"], methods=["naive", "mine.py:MINE"])
+    assert args.method_files == {"mine": f"{tmp_path / 'mine.py'}:MINE"}
+    naive, mine = cells_of(args, {"classification": []})
+    assert (naive.method, mine.method) == ("naive", "mine")
+    session = session_of(args, head)
+    for cell in (naive, mine):
+        session.write(cell, session._record(cell, "done", {}))
+    assert session.table([naive, mine])["method"].tolist() == ["naive", "mine"]
+    for text, is_same in ((METHOD.replace("a comment", "another"), True), (METHOD.replace("sqrt", "square"), False)):
+        (tmp_path / "mine.py").write_text(text)
+        other = session_of(args, head)
+        assert (other.read(mine) is not None) == is_same and other.read(naive) is not None
+
+
+def test_a_worker_finds_the_method_from_another_directory_and_refuses_other_code(head, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
+    args = SweepArguments(["boolq"], ["weak"], ["student"], methods=["mine.py"])
+    session = session_of(args, head)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _method_in_file.cache_clear()
+    worker, cell = Session(**json.loads(json.dumps(session.for_others()))), Cell("boolq", "weak", "student", "mine", 0)
+    options = []
+    monkeypatch.setattr(cells, "parse_arguments", lambda *arguments, **_: options.extend(arguments[2]) or stop())
+    stop = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        worker.experiment(cell)
+    assert options[options.index("--methods") + 1] == str(tmp_path / "mine.py")
+    (tmp_path / "mine.py").write_text(METHOD.replace("sqrt", "square"))
+    _method_in_file.cache_clear()
+    with pytest.raises(RuntimeError, match=f"has other code in {tmp_path / 'mine.py'} than the head node. Start"):
+        worker.experiment(cell)
+
+
+def test_a_method_of_a_sweep_is_in_a_file():
+    with pytest.raises(TypeError, match="methods: got a Method, expected names or files"):
+        SweepArguments(["boolq"], ["weak"], ["student"], methods=[Method("mine")])
+
+
+def test_a_sweep_with_a_method_in_a_file(swept, cache, tmp_path):
+    shutil.copytree(swept[0] / "_stages", tmp_path / "out" / "_stages")
+    (tmp_path / "mine.py").write_text(METHOD)
+    few = "--weak_models scratch-32x1 --student_models pretrained-16x2 --methods naive mine.py".split()
+    process = recipe_here(*GRID, *SMALL, *few, "--output_dir", "out", cache=cache, name="sweep.py", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert {name.rpartition("-")[0] for name in trainings(tmp_path / "out")} == {"student-mine"}
+    assert pd.read_parquet(tmp_path / "out" / "sweep.parquet")["method"].tolist() == ["naive", "mine"]
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "mine" in report and "mine.py" not in report
+    assert "> pretrained-16x2, mine, seed 0: accuracy" in process.stdout
 
 
 @pytest.mark.parametrize("accelerate_config", [None, "ddp.yaml"])

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,9 @@ _OF_THE_EXPERIMENT = (
     "run_name",
     "resume_from_checkpoint",
 )
+
+# Results have other models with these names.
+_OTHER_ROLES = r"weak|ceiling|ceiling_plain|control|direct|direct_all|zero-shot|link_?\d+"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +73,20 @@ class Method:
     transform: LabelTransform | None = None
     training_args: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
-    code: str | None = field(init=False, repr=False, default=None)
+    code: str | None = field(init=False, repr=False, default=None)  # hashes of loss and transform
+    loss_code: str | None = field(init=False, repr=False, default=None)
+    transform_code: str | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise ValueError(
                 f"Method: got the name {self.name!r}, expected letters, digits, '.', '_' and '-'. Files have this "
                 "name. Choose another name."
+            )
+        if re.fullmatch(_OTHER_ROLES, self.name):
+            raise ValueError(
+                f"Method: got the name {self.name!r}, which another model has in the results, expected a new name. "
+                "Choose another name."
             )
         if isinstance(self.loss, str) and self.loss not in LOSS_TYPES:
             raise ValueError(
@@ -96,14 +106,17 @@ class Method:
             )
         functions = {"loss": self.loss, "transform": self.transform}
         for what, function in functions.items():
-            if function is not None and not isinstance(function, str) and not callable(function):
+            is_name = what == "loss" and isinstance(function, str)
+            if function is not None and not is_name and not callable(function):
                 raise TypeError(
                     f"Method {self.name}: got a {what} of type {type(function).__name__}, expected a function. Pass a "
                     "function."
                 )
         object.__setattr__(self, "training_args", MappingProxyType(dict(self.training_args)))
-        codes = [code_fingerprint(function) for function in functions.values() if callable(function)]
-        object.__setattr__(self, "code", "-".join(codes) or None)
+        codes = {what: code_fingerprint(function) for what, function in functions.items() if callable(function)}
+        object.__setattr__(self, "code", "-".join(codes.values()) or None)
+        object.__setattr__(self, "loss_code", codes.get("loss"))
+        object.__setattr__(self, "transform_code", codes.get("transform"))
 
     @property
     def loss_function(self) -> RowLoss | None:
@@ -115,14 +128,24 @@ class Method:
         """The keyword arguments of the trainer's configuration: `loss_type`, and `training_args`."""
         return {"loss_type": self.loss if isinstance(self.loss, str) else "xent", **self.training_args}
 
-    def settings(self, training_args: object) -> dict[str, Any]:
+    def settings(self, training_args: Any) -> dict[str, Any]:
         """
         Returns the settings of the method for results and cards, as JSON values: the loss with its arguments, the
         transform, and the training arguments. Methods of your own have a hash of their code.
 
         Args:
             training_args ([`~transformers.TrainingArguments`]): The arguments of the experiment.
+
+        Raises:
+            ValueError: The method has training arguments that the trainer does not have.
         """
+        known = [argument.name for argument in fields(training_args)]
+        unknown = [name for name in self.training_args if name not in known]
+        if unknown:
+            raise ValueError(
+                f"Method {self.name}: got training_args with {unknown[0]}, expected arguments of "
+                f"{type(training_args).__name__}.{did_you_mean(unknown[0], known)}"
+            )
         settings: dict[str, Any] = {}
         if isinstance(self.loss, str) and isinstance(training_args, LossArguments):
             settings = training_args.loss_settings(self.loss)
@@ -137,12 +160,11 @@ class Method:
     @property
     def needs_prompts(self) -> bool:
         """Returns whether the transform uses zero-shot answers, so that the student must be a decoder."""
-        transform = self.transform
-        if transform is None or isinstance(transform, partial) and transform.func is not transforms.noisy_channel:
-            return False
-        if isinstance(transform, partial):
-            return transform.keywords.get("prior", "zero_shot") == "zero_shot"
-        return transform in (transforms.self_labels, transforms.noisy_channel)
+        function, prior = self.transform, "zero_shot"
+        if isinstance(function, partial):
+            prior = function.keywords.get("prior", prior)
+            function = function.func
+        return function is transforms.self_labels or function is transforms.noisy_channel and prior == "zero_shot"
 
     @property
     def needs_supervisors(self) -> bool:
@@ -224,18 +246,18 @@ def find_method(method: str | Method, option: str = "--methods") -> Method:
         ValueError: No method has this name, the file raises an error, or its method has the name of another method.
         FileNotFoundError: The file does not exist.
     """
-    if isinstance(method, Method):
-        return method
-    place = split_path(method)
-    if place is not None:
+    found = method if isinstance(method, Method) else None
+    if isinstance(method, str) and (place := split_path(method)) is not None:
         path, variable = place
         found = _method_in_file(path.resolve(), variable)
-        if found.name in (*METHODS, BOOTSTRAP):
+    if found is not None:
+        if found.name in (*METHODS, BOOTSTRAP) and not found.is_built_in:
             raise ValueError(
-                f"{option}: got {method}, whose name {found.name!r} is the name of a method of the package. Rename "
-                "the method."
+                f"{option}: got a method with the name {found.name!r}, which is the name of a method of the package. "
+                "Rename the method."
             )
         return found
+    assert isinstance(method, str)
     if method not in METHODS:
         known = (*METHODS, BOOTSTRAP)
         if "," in method:

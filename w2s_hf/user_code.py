@@ -2,19 +2,39 @@
 
 import ast
 import builtins
+import dataclasses
+import dis
 import functools
 import hashlib
+import importlib.util
 import inspect
+import linecache
+import logging
+import re
 import runpy
 import sys
 import sysconfig
-import textwrap
+import tokenize
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from enum import Enum
+from pathlib import Path, PurePath
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    GenericAlias,
+    MappingProxyType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    UnionType,
+    WrapperDescriptorType,
+)
 from typing import Any
+
+import numpy as np
 
 from .command_line import did_you_mean_path
 
@@ -67,7 +87,9 @@ def find_in_file(path: Path, variable: str, kind: type, *, what: str, kind_name:
 def _run(path: Path, what: str) -> dict[str, Any]:
     """Returns the variables that a Python file defines. Raises `ValueError` with the line of an error."""
     try:
-        return runpy.run_path(str(path))
+        with tokenize.open(path) as file:
+            text = file.read()
+        return _variables_of(str(path), text)
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
@@ -78,6 +100,14 @@ def _run(path: Path, what: str) -> dict[str, Any]:
             f"{what}: got {str(path)!r}, which fails{f' in line {line}' if line else ''} with "
             f"{type(error).__name__}{f': {reason}' if reason else ''}. Run `python {path}` to see the traceback."
         ) from error
+
+
+@functools.cache
+def _variables_of(path: str, text: str) -> dict[str, Any]:
+    """Runs a file once per process."""
+    # Later changes of the file change neither the functions of this process, nor their hashes and tracebacks.
+    linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
+    return runpy.run_path(path)
 
 
 # ---- Errors ----
@@ -96,9 +126,16 @@ def errors_with_lines(what: str, function: Callable) -> Iterator[None]:
         yield
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_user_file(frame.filename)]
-        if not frames or _unwrapped(function).__module__.startswith("w2s_hf."):
+        called = _unwrapped(function)
+        if (called.__module__ or "").startswith("w2s_hf."):
             raise  # an error of this package, which has its own message
-        place = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        if frames:
+            place = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        elif isinstance(called, FunctionType) and _is_user_file(called.__code__.co_filename):
+            # The function has other parameters.
+            place = f"{called.__code__.co_filename}, line {called.__code__.co_firstlineno}"
+        else:
+            raise
         reason = " ".join(str(error).split())
         advice = ""
         if "ground_truth" in reason:
@@ -114,9 +151,15 @@ _LIBRARIES.append(Path(__file__).parent.resolve())
 
 def _is_user_file(filename: str | None) -> bool:
     """Returns whether a file or a cell of a notebook is neither part of Python, a library nor this package."""
-    if filename is None or filename == "<string>" or filename.startswith("<frozen"):  # generated code
-        return False
-    return not any(Path(filename).resolve().is_relative_to(library) for library in _LIBRARIES)
+    return filename is not None and filename != "<string>" and not _is_library_file(filename)
+
+
+@functools.cache
+def _is_library_file(filename: str) -> bool:
+    """Returns whether a file is part of Python, a library or this package."""
+    path = Path(filename).resolve()
+    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    return is_installed or filename.startswith("<frozen") or any(map(path.is_relative_to, _LIBRARIES))
 
 
 def _unwrapped(function: Callable) -> Any:
@@ -134,150 +177,293 @@ def code_fingerprint(function: Callable) -> str:
     Returns a hash of everything of a function that can change its result: 12 hexadecimal digits.
 
     The hash includes the code of the function without comments, docstrings and layout, the arguments bound by
-    `functools.partial`, default values, and all functions, classes and values of the user that it refers to. Functions
-    of libraries and of this package count by their names, because the versions of libraries identify their code.
+    `functools.partial`, default values, and all functions, classes and values of the user that it refers to. It
+    includes all files of modules and packages of the user that it refers to. Functions of libraries and of this
+    package count by their names, because the versions of libraries identify their code.
 
     Args:
         function (`Callable`): A function, or a `functools.partial` of a function.
 
     Raises:
-        TypeError: The function depends on a value that cannot be hashed, or is another kind of callable.
+        TypeError: The function depends on a value that cannot be hashed or is not defined yet, or is another kind of
+            callable.
     """
-    parts: list[str] = []
-    _add_value(function, parts, set(), "")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    fingerprint = _Fingerprint()
+    fingerprint.add(function, "")
+    return hashlib.sha256("\n".join(fingerprint.parts).encode()).hexdigest()[:12]
 
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+# The `repr` of these values contains everything that can change a result.
+_NUMBERS_AND_TEXT = (bool, int, float, complex, str, bytes, type(None), type(...), range, PurePath)
+_BY_REPR = (*_NUMBERS_AND_TEXT, np.generic, np.dtype, GenericAlias, UnionType)
+_BY_REPR_IN_LIBRARIES = ("torch.dtype", "torch.device", "decimal.Decimal", "fractions.Fraction")  # not imported here
+_IN_C = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, np.ufunc)
 
 
-def _add_value(value: Any, parts: list[str], seen: set[int], name: str) -> None:
-    """Adds the parts of a value to the text that is hashed; `name` describes the value in errors."""
-    if isinstance(value, _PLAIN):
-        parts.append(repr(value))
-    elif isinstance(value, functools.partial):
-        parts.append("partial")
-        _add_value(value.func, parts, seen, name)
-        _add_value(list(value.args), parts, seen, name)
-        _add_value(value.keywords, parts, seen, name)
-    elif isinstance(value, list | tuple | set | frozenset):
-        values = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
-        parts.append(f"{type(value).__name__} of {len(value)}")
-        for part in values:
-            _add_value(part, parts, seen, name)
-    elif isinstance(value, dict):
-        parts.append(f"dict of {len(value)}")
-        for key, part in value.items():
-            parts.append(repr(key))
-            _add_value(part, parts, seen, f"{name}[{key!r}]")
-    elif isinstance(value, ModuleType):
-        _add_module(value, parts, seen)
-    elif isinstance(value, FunctionType | type):
-        _add_definition(value, parts, seen)
-    elif callable(value) and hasattr(value, "__qualname__"):  # a function of a library that is written in C
-        parts.append(f"{value.__module__}.{value.__qualname__}")
-    else:
-        raise TypeError(
-            f"Got {name or 'a function'} with a value of type {type(value).__name__}, expected a function, numbers or "
-            "text, so that a change of the value is noticed. Create the value inside the function, or bind numbers "
-            "and text with functools.partial."
-        )
+class _Fingerprint:
+    """
+    Collects the text that is hashed.
 
+    Attributes:
+        parts (`list[str]`): The text.
+    """
 
-def _add_definition(value: Any, parts: list[str], seen: set[int]) -> None:
-    """Adds a function or a class."""
-    parts.append(f"{value.__module__}.{value.__qualname__}")
-    if id(value) in seen or not _is_user_defined(value):
-        return
-    seen.add(id(value))
-    parts.append(_source(value))
-    if isinstance(value, type):
-        functions = [
-            part for part in vars(value).values() if isinstance(part, FunctionType) and _is_user_defined(part)
-        ]
-        for base in value.__bases__:
-            _add_definition(base, parts, seen)
-    else:
-        functions = [value]
-    for function in functions:
-        _add_value(list(function.__defaults__ or ()), parts, seen, f"{function.__qualname__}, default value")
-        _add_value(function.__kwdefaults__ or {}, parts, seen, f"{function.__qualname__}, default value")
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            if name != "__class__":
-                parts.append(name)
-                _add_value(cell.cell_contents, parts, seen, f"{function.__qualname__}, variable {name}")
-        for name in sorted(_names(function.__code__)):
-            if name in function.__globals__ and not hasattr(builtins, name):
-                parts.append(name)
-                _add_global(function.__globals__[name], parts, seen, f"{function.__qualname__}, variable {name}")
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self._seen: dict[int, int] = {}  # functions and classes by their ids, in order
+        self._files: set[Path] = set()
 
+    def add(self, value: Any, name: str) -> None:
+        """Adds a value; `name` describes it in errors."""
+        kind = type(value)
+        is_type_hint = kind.__module__ == "typing" and not isinstance(value, type)
+        if isinstance(value, _BY_REPR) or is_type_hint or _full_name(kind) in _BY_REPR_IN_LIBRARIES:
+            self.parts.append(repr(value))
+        elif isinstance(value, logging.Logger):
+            self.parts.append(f"logger {value.name}")
+        elif isinstance(value, re.Pattern):
+            self.parts.append(f"pattern {value.pattern!r} {value.flags}")
+        elif isinstance(value, functools.partial):
+            self.parts.append("partial")
+            for part in (value.func, list(value.args), value.keywords):
+                self.add(part, name)
+        elif isinstance(value, set | frozenset) and all(isinstance(part, _BY_REPR) for part in value):
+            self.parts += [f"set of {len(value)}", *sorted(map(repr, value))]
+        elif isinstance(value, list | tuple):
+            self._add_definition(kind, name)
+            self.parts.append(f"{len(value)}")
+            for part in value:
+                self.add(part, name)
+        elif isinstance(value, dict | MappingProxyType):
+            self._add_definition(kind, name)
+            self.parts.append(f"{len(value)}")
+            self.add(getattr(value, "default_factory", None), name)
+            for key, part in value.items():
+                self.add(key, name)
+                self.add(part, f"{name}[{key!r}]")
+        elif isinstance(value, ModuleType):
+            self._add_module(value.__name__)
+        elif isinstance(value, FunctionType | type):
+            self._add_definition(value, name)
+        elif isinstance(value, MethodType):
+            self.add(value.__func__, name)
+            self.add(value.__self__, name)
+        elif isinstance(value, Enum):
+            self.add(kind, name)
+            self.parts.append(value.name)
+        elif dataclasses.is_dataclass(value):
+            self.add(kind, name)
+            self.add({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, name)
+        elif isinstance(value, _IN_C) and isinstance(getattr(value, "__self__", None), type | ModuleType | None):
+            self.parts.append(_full_name(value))
+        elif callable(value) and hasattr(value, "__qualname__") and _is_of_library(value):  # compiled by Cython
+            self.parts.append(_full_name(value))
+        elif callable(value) and hasattr(value, "__wrapped__"):  # such as functools.cache
+            self.parts.append(_full_name(kind))
+            self.add(value.__wrapped__, name)
+        else:
+            raise TypeError(
+                f"Got {name or 'a function'} with a value of type {kind.__name__}, expected a function, numbers or "
+                "text, so that a change of the value is noticed. Create the value inside the function, or bind "
+                "numbers and text with functools.partial."
+            )
 
-def _add_global(value: Any, parts: list[str], seen: set[int], name: str) -> None:
-    """Adds a global variable. Objects of libraries, such as a logger, count by their class."""
-    if not isinstance(value, (*_PLAIN, list, tuple, set, frozenset, dict, ModuleType, FunctionType, type)):
-        if not callable(value) and not _is_user_defined(type(value)) and not hasattr(value, "__array__"):
-            parts.append(f"{type(value).__module__}.{type(value).__qualname__}")
+    def _add_definition(self, value: Any, name: str) -> None:
+        """Adds a function or a class."""
+        if _is_of_library(value):
+            self.parts.append(_full_name(value))
+        elif id(value) in self._seen:
+            self.parts.append(f"definition {self._seen[id(value)]}")
+        else:
+            self._seen[id(value)] = len(self._seen)
+            self.parts.append(value.__qualname__)
+            if isinstance(value, type):
+                self._add_class(value)
+            else:
+                self._add_function(value)
+
+    def _add_function(self, function: FunctionType) -> None:
+        name, code = function.__qualname__, function.__code__
+        is_of_library = _is_library_file(code.co_filename)  # a decorator of a library has created the function
+        nodes = [] if is_of_library else _nodes_of(function)
+        self.parts += map(ast.dump, nodes)
+        for part in (list(function.__defaults__ or ()), function.__kwdefaults__ or {}):
+            self.add(part, f"{name}, default value")
+        attributes = {key: part for key, part in vars(function).items() if key != "__doc__"}
+        self.add(attributes, f"{name}, attribute")  # also the decorated function, `__wrapped__`
+        for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            if variable == "__class__":
+                continue
+            n_parts = len(self.parts)
+            try:
+                content = cell.cell_contents
+            except ValueError as error:
+                raise TypeError(_undefined(name, variable)) from error
+            try:
+                self.add(content, f"{name}, variable {variable}")
+            except TypeError:
+                if not (is_of_library and hasattr(function, "__wrapped__")):
+                    raise
+                del self.parts[n_parts:]  # an object of the decorator, such as torch.no_grad()
+        if is_of_library:
             return
-    _add_value(value, parts, seen, name)
+        for variable in sorted(_global_names(code)):
+            if variable in function.__globals__:
+                self.parts.append(variable)
+                self.add(function.__globals__[variable], f"{name}, variable {variable}")
+            elif not hasattr(builtins, variable):
+                raise TypeError(_undefined(name, variable))
+        for node in nodes:
+            self._add_imports(node)
+
+    def _add_class(self, cls: type) -> None:
+        """Adds the bases, the methods and the values of a class. Its source code is not found in all notebooks."""
+        for base in (*cls.__bases__, type(cls)):
+            self._add_definition(base, cls.__qualname__)
+        for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
+            values = [value for value in (field.default, field.default_factory) if value is not dataclasses.MISSING]
+            self.add([field.name, *values], f"{cls.__qualname__}, field {field.name}")
+        if issubclass(cls, Enum):
+            self.add({member.name: member.value for member in cls}, cls.__qualname__)
+        for name, value in vars(cls).items():
+            for part in _parts_of_attribute(value):
+                if isinstance(part, FunctionType):
+                    code = getattr(inspect.unwrap(part), "__code__", part.__code__)
+                    if code.co_filename != "<string>":  # not a method that `dataclass` generates from the fields
+                        self.add(part, f"{cls.__qualname__}, {name}")
+                elif not (name.startswith("_") and (name.endswith("_") or name == "_abc_impl")):
+                    if type(part) is not cls:  # the members of an enumeration are added above
+                        self.parts.append(name)
+                        self.add(part, f"{cls.__qualname__}, {name}")
+
+    def _add_module(self, name: str) -> None:
+        """Adds all files of a module of the user, or of its package. Adds a library by its name."""
+        self.parts.append(name)
+        try:
+            spec = importlib.util.find_spec(name.partition(".")[0])
+        except ValueError:  # a module without a specification, such as `__main__`
+            spec = None
+        if spec is None:
+            return
+        files = [Path(spec.origin)] if spec.has_location and spec.origin else []
+        for folder in spec.submodule_search_locations or ():
+            if not _is_library_file(folder):
+                files += sorted(Path(folder).rglob("*.py"))
+        for file in files:
+            if file not in self._files and not _is_library_file(str(file)):
+                self._files.add(file)
+                try:
+                    tree = _parsed(file.read_text(encoding="utf-8"))
+                except (SyntaxError, ValueError):  # compiled code, or code of another version of Python
+                    self.parts.append(hashlib.sha256(file.read_bytes()).hexdigest())
+                else:
+                    self.parts.append(ast.dump(tree))
+                    self._add_imports(tree)
+
+    def _add_imports(self, tree: ast.AST) -> None:
+        """Adds the modules that code imports. A relative import is part of a package whose files are all added."""
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    self._add_module(alias.name)
+            elif isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
+                self._add_module(node.module)
 
 
-def _add_module(module: ModuleType, parts: list[str], seen: set[int]) -> None:
-    """Adds a module of the user with its whole code, and a library by its name."""
-    parts.append(module.__name__)
-    file = getattr(module, "__file__", None)
-    if id(module) not in seen and file is not None and file.endswith(".py") and _is_user_file(file):
-        seen.add(id(module))
-        parts.append(plain_code(Path(file).read_text(encoding="utf-8")))
+def _undefined(function: str, variable: str) -> str:
+    return (
+        f"Got {function}, which uses {variable}, a variable without a value, expected a value whose change can be "
+        f"noticed. Define {variable} above the method."
+    )
 
 
-def _is_user_defined(value: Any) -> bool:
-    """Returns whether a function or a class is defined in a file or a notebook of the user."""
-    if isinstance(value, FunctionType):
-        return _is_user_file(value.__code__.co_filename)
+def _full_name(value: Any) -> str:
+    return f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', value.__name__)}"
+
+
+def _is_of_library(value: Any) -> bool:
+    """Returns whether a function or a class can be imported from a module of Python, a library or this package."""
     module = sys.modules.get(value.__module__)
-    if value.__module__ in ("__main__", "<run_path>") or module is None:
+    if module is None or value.__module__ == "__main__" or _is_user_file(getattr(module, "__file__", None)):
+        return False
+    if isinstance(value, type):
         return True
-    return _is_user_file(getattr(module, "__file__", None))
+    found: Any = module
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value
 
 
-def _names(code: CodeType) -> set[str]:
-    """Returns the names that a function and its inner functions use."""
-    names = set(code.co_names)
+def _parts_of_attribute(value: Any) -> list[Any]:
+    """Returns the functions or values of an attribute of a class."""
+    if isinstance(value, staticmethod | classmethod):
+        return [value.__func__]
+    if isinstance(value, property):
+        return [value.fget, value.fset, value.fdel]
+    if isinstance(value, functools.cached_property):
+        return [value.func]
+    if inspect.isdatadescriptor(value) and _is_of_library(type(value)):  # a slot, or a field of a named tuple
+        return []
+    return [value]
+
+
+def _global_names(code: CodeType) -> set[str]:
+    """Returns the names of global variables that a function and its inner functions read."""
+    names = {
+        instruction.argval
+        for instruction in dis.get_instructions(code)
+        if instruction.opname.startswith("LOAD_") and "GLOBAL" in instruction.opname
+    }
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            names |= _names(constant)
+            names |= _global_names(constant)
     return names
 
 
-def _source(value: Any) -> str:
-    """Returns the code of a function or a class without comments, docstrings and layout."""
+def _nodes_of(function: FunctionType) -> list[ast.AST]:
+    """
+    Returns the code of a function without docstrings. Several lambda functions that begin in one line cannot be
+    distinguished, and are all returned.
+
+    Raises:
+        TypeError: The source code was not found.
+    """
+    code = function.__code__
+    linecache.checkcache(code.co_filename)
     try:
-        return plain_code(textwrap.dedent(inspect.getsource(value)))
-    except (OSError, TypeError) as error:
-        if isinstance(value, type):
-            # inspect cannot find the classes of a file that runpy has run. Their methods have code of their own.
-            return ""
+        tree = _parsed("".join(linecache.getlines(code.co_filename, function.__globals__)))
+    except SyntaxError:
+        tree = ast.Module([], [])
+    nodes: list[ast.AST] = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        and getattr(node, "name", "<lambda>") == code.co_name
+        and min(part.lineno for part in (node, *getattr(node, "decorator_list", ()))) == code.co_firstlineno
+    ]
+    if not nodes:
         raise TypeError(
-            f"Got {value.__qualname__}, whose source code was not found ({error}), expected a function in a file or a "
-            "notebook. Define it in a Python file."
-        ) from error
+            f"Got {function.__qualname__}, whose source code was not found in {code.co_filename}, expected a function "
+            "in a file or a notebook. Define it in a Python file."
+        )
+    return nodes
 
 
 def plain_code(text: str) -> str:
-    """
-    Returns Python code without comments, docstrings and layout. Text that is only a part of a statement, such as the
-    source of a lambda function, is returned with single spaces.
-    """
-    try:
-        tree = ast.parse(text)
-    except SyntaxError:
-        return " ".join(text.split())
+    """Returns Python code without comments, docstrings and layout."""
+    return ast.dump(_parsed(text))
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str) -> ast.Module:
+    """Returns the syntax tree of Python code without docstrings."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             # A statement that consists of a text is a docstring, or has no effect.
             vars(node)["body"] = [part for part in body if not _is_text(part)]
-    return ast.dump(tree)
+    return tree
 
 
 def _is_text(node: ast.stmt) -> bool:

@@ -31,7 +31,6 @@ from ..tasks.task import AnyTask
 from ..trainers.checkpoints import last_complete_checkpoint
 from ..trainers.snapshots import SnapshotCallback
 from ..training_settings import WITHOUT_EFFECT
-from ..user_code import code_fingerprint
 from .cache import StageCache, library_versions
 from .config import Own
 from .settings.base import Setting, metric_name
@@ -217,8 +216,8 @@ class Finetuner:
             settings["answers"] = [form.suffix, *form.answers]
         further: dict[str, Any] = {"class_names": self.setting.class_names(splits.task), "n_snapshots": n_snapshots}
         settings |= {key: value for key, value in further.items() if value}
-        if method.loss_function is not None:
-            settings["loss"] = code_fingerprint(method.loss_function)
+        if method.loss_code is not None:
+            settings["loss"] = method.loss_code
         train = partial(
             self._train,
             spec=spec,

@@ -212,7 +212,7 @@ def labels_of_method(
     context = StudentRows.of(half, weak, trained, splits, student, prompts, seed, finetuner)
     settings = {
         "method": method.name,
-        "code": method.code,
+        "code": method.transform_code,
         "weak_labels": weak.predictions.fingerprint,
         "supervisors": [supervisor.directory.name for supervisor in trained],
         "rows": [finetuner.fingerprint(part, with_labels=False) for part in half],
@@ -229,7 +229,7 @@ def labels_of_method(
             labels = transform(context)
         labels = on_rank_0(lambda: _checked(labels, context, what))
         labels = with_validation(labels, context)
-        provenance = {**labels.provenance, "method": method.name, "method_code": method.code}
+        provenance = {**labels.provenance, "method": method.name, "method_code": method.transform_code}
         if PartialState().is_main_process:
             replace(labels, provenance=provenance).save(directory / "labels")
 

@@ -24,6 +24,7 @@ from ..experiments.cli import COMMAND_LINES, options_of, parse_arguments
 from ..experiments.experiment import Experiment, setting_of
 from ..experiments.report import ceiling_warnings
 from ..experiments.seed import train_supervisor
+from ..methods import find_method
 from ..modeling import load_config
 from ..results import LinkResult, SeedResult, StudentResult
 from ..tasks import find_any_task
@@ -54,6 +55,9 @@ class Session:
         key (`str`, *optional*): Hash of all common settings of the cells that can change a number. The process that
             starts the sweep (the head) computes it and passes it to all other processes.
         code (`dict[str, str]`, *optional*): The versions of the code of the head, from [`code_versions`].
+        method_files (`dict[str, str]`, *optional*): The absolute file of each method that is not a method of the
+            package, by its name. On a cluster, the files are in a folder that all machines share.
+        method_codes (`dict[str, str]`, *optional*): A hash of each of these methods, which the head computes.
 
     Raises:
         RuntimeError: This process runs other code than the head.
@@ -65,6 +69,8 @@ class Session:
     run_id: str = ""
     key: str = ""
     code: dict[str, str] = field(default_factory=code_versions)
+    method_files: dict[str, str] = field(default_factory=dict)
+    method_codes: dict[str, str] = field(default_factory=dict)
     _experiments: dict[str, Experiment] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +88,7 @@ class Session:
             texts = {setting: Path(path).read_text() for setting, path in self.configs.items()}
             content = json.dumps([self.options, texts, self.code], sort_keys=True)
             self.key = hashlib.sha256(content.encode()).hexdigest()[:12]
+            self.method_codes = {name: _hash_of_method(file) for name, file in self.method_files.items()}
 
     def for_others(self) -> dict:
         """Returns the arguments that create the same session in another process."""
@@ -92,7 +99,12 @@ class Session:
         line = COMMAND_LINES[cell.setting]
         options = [*self.options, "--config", self.configs[cell.setting], "--output_dir", self.output_dir]
         options += ["--weak_model", cell.weak_model, "--student_model", cell.student_model]
-        options += ["--methods", cell.method, "--seeds", str(cell.seed)]
+        file = self.method_files.get(cell.method)
+        if file is not None and _hash_of_method(file) != self.method_codes[cell.method]:
+            raise RuntimeError(
+                f"{socket.gethostname()} has other code in {file} than the head node. Start the sweep again."
+            )
+        options += ["--methods", file or cell.method, "--seeds", str(cell.seed)]
         parsed = parse_arguments("", None, options, line.arguments, line.training, announce=False)
         if parsed[0].analyses:
             raise ValueError(
@@ -161,7 +173,14 @@ class Session:
     def _record(self, cell: Cell, status: str, row: dict) -> dict:
         row = {**asdict(cell), "setting": cell.setting, "status": status, **row}
         common = {"options": self.options, "versions": library_versions()}
-        return {"cell": asdict(cell), "sweep": self.key, "run": self.run_id, "status": status, "row": row, **common}
+        return {
+            "cell": asdict(cell),
+            "sweep": self._key_of(cell),
+            "run": self.run_id,
+            "status": status,
+            "row": row,
+            **common,
+        }
 
     def write(self, cell: Cell, record: dict) -> None:
         """
@@ -170,7 +189,7 @@ class Session:
         """
         path, failed_path = self._paths(cell)
         earlier = json.loads(path.read_text()) if path.is_file() else record
-        if record["status"] == "failed" and earlier["status"] == "done" and earlier["sweep"] != self.key:
+        if record["status"] == "failed" and earlier["status"] == "done" and earlier["sweep"] != self._key_of(cell):
             path = failed_path
         else:
             failed_path.unlink(missing_ok=True)
@@ -184,7 +203,7 @@ class Session:
         for path in self._paths(cell):
             with suppress(FileNotFoundError):
                 record = json.loads(path.read_text())
-                if record["sweep"] == self.key and (any_run or record["run"] == self.run_id):
+                if record["sweep"] == self._key_of(cell) and (any_run or record["run"] == self.run_id):
                     return record
         return None
 
@@ -193,9 +212,22 @@ class Session:
         records = [record for cell in cells if (record := self.read(cell, any_run=True)) is not None]
         return pd.DataFrame([record["row"] for record in records], columns=list(_COLUMNS)).astype(_COLUMNS)
 
+    def _key_of(self, cell: Cell) -> str:
+        """Returns the hash of all settings of a cell that its name does not contain."""
+        code = self.method_codes.get(cell.method)
+        return self.key if code is None else f"{self.key}-{code}"
+
     def _paths(self, cell: Cell) -> tuple[Path, Path]:
         directory = Path(self.output_dir) / "cells"
         return directory / f"{cell.name}.json", directory / f"{cell.name}.failed.json"
+
+
+def _hash_of_method(file: str) -> str:
+    """Returns a hash of everything of a method in a file that can change a result."""
+    method = find_method(file)
+    loss = method.loss if isinstance(method.loss, str) else ""
+    content = json.dumps([loss, method.code, dict(method.training_args)], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 @cache

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..experiments.config import chain_of
-from ..methods import BOOTSTRAP, METHODS, find_methods
+from ..methods import BOOTSTRAP, METHODS, Method, find_methods
 from ..tasks import CHESS_TASK, PREFERENCE_TASKS
+from ..user_code import split_path
 
 __all__ = ["CHESS_TASK", "Cell", "Job", "SweepArguments", "cells_of", "rounds_of"]
 
@@ -99,6 +100,11 @@ class SweepArguments:
     )
 
     def __post_init__(self):
+        if any(isinstance(method, Method) for method in self.methods):
+            raise TypeError(
+                "methods: got a Method, expected names or files, because other processes load the methods. Define the "
+                "method in a file, and pass its path: my_method.py:NAME."
+            )
         find_methods(self.methods)  # raises an error for an unknown method
         for name in ("tasks", "weak_models", "student_models", "methods", "seeds"):
             values = getattr(self, name)
@@ -113,10 +119,25 @@ class SweepArguments:
                 f"cell, or launch the sweep with `w2s sweep --accelerate_config {self.accelerate_config}`."
             )
 
+    @property
+    def methods_by_name(self) -> dict[str, Method]:
+        """The methods by name, in order; see [`find_methods`]."""
+        return find_methods(self.methods)
+
+    @property
+    def method_files(self) -> dict[str, str]:
+        """The absolute file and the variable of each method that a file defines, by the name of the method."""
+        files = {}
+        for entry, name in zip(self.methods, self.methods_by_name, strict=True):
+            if (place := split_path(entry)) is not None:
+                path, variable = place
+                files[name] = f"{path.resolve()}:{variable}" if variable else str(path.resolve())
+        return files
+
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the grid: one student, with its task, supervisor, method and seed."""
+    """A cell of the grid: one student, with its task, supervisor, method (its name) and seed."""
 
     task: str
     weak_model: str
@@ -166,9 +187,10 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
     """
     cells: list[Cell] = []
     skipped: Counter[str] = Counter()
-    grid = itertools.product(args.tasks, args.weak_models, args.student_models, args.methods, args.seeds)
+    methods = args.methods_by_name
+    grid = itertools.product(args.tasks, args.weak_models, args.student_models, methods, args.seeds)
     for cell in itertools.starmap(Cell, grid):
-        students, models = args.student_models, chain_models[cell.setting]
+        students, models, method = args.student_models, chain_models[cell.setting], methods[cell.method]
         reason = None
         if cell.weak_model in students[students.index(cell.student_model) + 1 :]:
             reason = "the student comes before its supervisor"
@@ -176,9 +198,9 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
             reason = "bootstrap, and the student is not in --ladder"
         elif cell.method == BOOTSTRAP and not chain_of(models, cell.weak_model, cell.student_model):
             reason = "bootstrap, and --ladder has no model between supervisor and student"
-        elif cell.setting == "chess" and cell.method in METHODS and cell.method != "naive":
+        elif cell.setting == "chess" and (method.loss != "xent" or method.transform and method.is_built_in):
             reason = "the method needs class probabilities, and chess moves are text"
-        elif cell.setting != "classification" and cell.method in METHODS and METHODS[cell.method].needs_prompts:
+        elif cell.setting != "classification" and method.needs_prompts:
             reason = "the method uses zero-shot answers, and pairs have no prompt"
         if reason is None:
             cells.append(cell)

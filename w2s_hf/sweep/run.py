@@ -18,7 +18,6 @@ from ..cards.trained_with import subject
 from ..config import LossArguments
 from ..experiments.experiment import Experiment
 from ..experiments.output_directory import Manifest, check_output_dir, clear
-from ..methods import find_methods
 from .cells import DEMO_CONFIGS, Session, run_job
 from .cluster import run_on_cluster
 from .grid import Cell, Job, SweepArguments, cells_of, rounds_of
@@ -84,7 +83,9 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
         copy_configs(args, sources, output_dir / "configs")
     state.wait_for_everyone()
     configs = {setting: str(output_dir / "configs" / f"{setting}.yaml") for setting in sources}
-    session = Session(str(output_dir), ["--rows_fit", *models, *options], configs, run_id=uuid.uuid4().hex)
+    options_of_cells = ["--rows_fit", *models, *options]
+    files = args.method_files
+    session = Session(str(output_dir), options_of_cells, configs, run_id=uuid.uuid4().hex, method_files=files)
     run: Callable[[Session, list[list[Job]], Callable[[Cell, dict], None]], None] = run_here
     if args.engine == "ray":
         run = partial(
@@ -112,6 +113,7 @@ def run_sweep(args: SweepArguments, options: list[str], configs_dir: Path) -> pd
         # The report has no paths of this machine.
         hidden = ("output_dir", "overwrite_output_dir", "cell_config", "ray_address", "accelerate_config")
         settings = {name: value for name, value in asdict(args).items() if name not in hidden}
+        settings["methods"] = list(args.methods_by_name)
         settings = {**settings, "options of all cells": " ".join(options)}
         # In the report, task names show that rows are generated. The tables have the column `preset` for this.
         demos = {cell.task: subject(cell.task, True) for cell in first_cells(args) if first[cell.setting].args.demo}
@@ -142,7 +144,7 @@ def identity_of_sweep(args: SweepArguments, experiments: dict[str, Experiment]) 
         of_a_cell = ("task", "weak_model", "student_model")
         settings |= {f"{setting}, {name}": value for name, value in shared.items() if name not in of_a_cell}
         if isinstance(experiment.training_args, LossArguments):
-            for name, method in find_methods(args.methods).items():
+            for name, method in args.methods_by_name.items():
                 methods[f"{setting}, {name}"] = method.settings(experiment.training_args)
     return Manifest("sweep", "sweep", settings, methods=methods)
 

@@ -1,0 +1,252 @@
+"""Tests methods as data: their checks, their settings, and methods in files of users."""
+
+import dataclasses
+from functools import partial
+
+import pytest
+import torch
+from helpers.models import make_rows
+from helpers.training import arguments, train
+
+from w2s_hf import METHODS, Method, WeakToStrongConfig, WeakToStrongTrainer, transforms
+from w2s_hf.experiments.config import ClassificationArguments, GenerationArguments
+from w2s_hf.losses import LOSS_TYPES, Step
+from w2s_hf.methods import BOOTSTRAP, NAIVE, find_method, find_methods
+from w2s_hf.trainers.row_loss import check_row_loss, row_losses_of
+
+FILE = """
+from w2s_hf import Method
+from w2s_hf.transforms import confident
+
+def squared_error(logits, soft_labels, step):
+    return (logits.softmax(dim=-1) - soft_labels).square().sum(dim=-1)
+
+MINE = Method("squared_error", loss=squared_error, training_args={"learning_rate": 1e-3}, source="me")
+"""
+
+
+def squared_error(logits, soft_labels, step):
+    return (logits.softmax(dim=-1) - soft_labels).square().sum(dim=-1)
+
+
+def labels_of(context, share=0.5):
+    return context.labels(context.probabilities)
+
+
+# ---- The class ----
+
+
+def test_every_loss_of_the_package_has_a_method_of_its_name():
+    assert set(LOSS_TYPES) - set(METHODS) == {"xent"}, "its method is `naive`"
+    for name, method in METHODS.items():
+        assert method.name == name and method.is_built_in and method.source
+        assert method.loss == (name if name in LOSS_TYPES else "xent")
+        assert (method.transform is None) == (name in LOSS_TYPES or name == "naive")
+    assert len({method.code for method in METHODS.values()} - {None}) == sum(
+        method.transform is not None for method in METHODS.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"name": "a b"}, ValueError, "got the name 'a b', expected letters, digits"),
+        ({"name": ""}, ValueError, "got the name ''"),
+        ({"name": "../a"}, ValueError, "Files have this name"),
+        ({"name": ".a"}, ValueError, "Choose another name"),
+        ({"name": "weak"}, ValueError, "got the name 'weak', which another model has in the results"),
+        ({"name": "link2"}, ValueError, "got the name 'link2', which another model has"),
+        ({"loss": "confidense"}, ValueError, "Method m: got the loss 'confidense'.* Did you mean 'confidence'"),
+        ({"loss": 3}, TypeError, "Method m: got a loss of type int, expected a function"),
+        ({"transform": "confident"}, TypeError, "Method m: got a transform of type str, expected a function"),
+        ({"transform": 3}, TypeError, "Method m: got a transform of type int, expected a function"),
+        ({"training_args": {"seed": 3}}, ValueError, "training_args with seed, which the experiment sets"),
+        ({"training_args": {"loss_type": "xent"}}, ValueError, "Remove loss_type"),
+        ({"loss": partial(squared_error, step=torch.zeros(2))}, TypeError, r"\['step'\] with a value of type Tensor"),
+    ],
+)
+def test_a_method_that_cannot_be_used_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Method(**{"name": "m"} | arguments)
+
+
+def test_a_method_does_not_change():
+    given = {"learning_rate": 1e-3}
+    method = Method("m", squared_error, labels_of, given)
+    given["learning_rate"] = 1
+    assert method.training_args == {"learning_rate": 1e-3}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.loss = "xent"
+    with pytest.raises(TypeError):
+        method.training_args["learning_rate"] = 1
+    renamed = dataclasses.replace(method, name="n")
+    assert (renamed.name, renamed.code, renamed.training_args) == ("n", method.code, method.training_args)
+
+
+def test_the_trainer_gets_a_loss_and_the_configuration_other_arguments():
+    method = Method("m", squared_error, training_args={"weight_decay": 0.5})
+    assert method.loss_function is squared_error
+    assert method.config == {"loss_type": "xent", "weight_decay": 0.5}
+    assert METHODS["product"].loss_function is None and METHODS["product"].config == {"loss_type": "product"}
+    assert METHODS["confident"].config == {"loss_type": "xent"} == NAIVE.config
+
+
+def test_settings_of_results_name_all_that_differs_from_naive_finetuning(tmp_path):
+    args = arguments(tmp_path, aux_coef=0.25)
+    for name in LOSS_TYPES:
+        method = "naive" if name == "xent" else name
+        assert METHODS[method].settings(args) == args.loss_settings(name)
+    naive = args.loss_settings("xent")
+    assert METHODS["confident"].settings(args) == {**naive, "transform": "confident"}
+    assert METHODS["filtered_knn"].settings(args) == {**naive, "transform": "filtered_by_probe(kind='knn')"}
+    loss = Method("a", squared_error)
+    both = Method("b", squared_error, partial(labels_of, share=0.25), {"max_steps": 3})
+    assert loss.settings(args) == {"loss": "squared_error", "code": loss.code}
+    assert both.settings(args) == {
+        "loss": "squared_error", "transform": "labels_of(share=0.25)", "code": both.code, "max_steps": 3
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="got training_args with lerning_rate.* Did you mean 'learning_rate'"):
+        Method("c", training_args={"lerning_rate": 1}).settings(args)
+    first, second = both.code.split("-")
+    assert first == loss.code == both.loss_code and second == Method("c", transform=both.transform).code
+
+
+def test_methods_that_ask_the_base_model_need_prompts():
+    needing = {name for name, method in METHODS.items() if method.needs_prompts}
+    assert needing == {"self_labels", "noisy_channel"}
+    assert Method("m", transform=partial(transforms.noisy_channel, prior="zero_shot")).needs_prompts
+    assert Method("m", transform=partial(transforms.self_labels)).needs_prompts
+    assert not Method("m", transform=labels_of).needs_prompts
+
+
+# ---- Methods by name and in files ----
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_methods_are_found_by_name_in_files_and_as_objects(file, tmp_path, monkeypatch):
+    own = Method("own", squared_error)
+    found = find_methods(["naive", BOOTSTRAP, f"{file}:MINE", own])
+    assert list(found) == ["naive", BOOTSTRAP, "squared_error", "own"]
+    assert found["naive"] is found[BOOTSTRAP] is NAIVE and found["own"] is own
+    mine = found["squared_error"]
+    assert mine.training_args == {"learning_rate": 1e-3} and not mine.is_built_in
+    monkeypatch.chdir(tmp_path)
+    assert find_method("mine.py") is mine, "a process runs each file once"
+    args = ClassificationArguments(methods=[own, "naive", str(file)])
+    assert list(args.methods_by_name) == ["own", "naive", "squared_error"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ([], "--methods: got none, expected some of naive, "),
+        (["naive,confidence"], "got naive,confidence, expected names separated by spaces. Replace the commas"),
+        (["confidense"], "got confidense, expected some of naive, .* Did you mean 'confidence'"),
+        (["mine"], "got 'mine', expected a method or a file. Did you mean 'mine.py'?"),
+        (["naive", "naive"], "got duplicate names: naive naive. Remove one naive."),
+        (["mine.py", "mine.py:MINE"], "got duplicate names: .* Remove one squared_error."),
+        ([Method("own"), Method("own")], "got duplicate names: own own. Remove one own."),
+        ([Method("naive")], "got a method with the name 'naive', which is the name of a method of the package"),
+        ([Method("bootstrap")], "got a method with the name 'bootstrap', which is the name of a method"),
+        (["mine.py:OTHER"], "defines MINE, expected a method 'OTHER'. Add the name of a method: `.*mine.py:MINE`"),
+    ],
+)
+def test_methods_that_are_not_found_say_what_to_do(methods, message, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        find_methods(methods)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, FileNotFoundError, "method: got '.*mine.py', expected an existing file"),
+        ("", ValueError, r"defines no w2s_hf\.Method, expected one method. Define one in this file"),
+        (FILE + "B = Method('b')\n", ValueError, "defines MINE, B, expected one method. .*mine.py:MINE"),
+        (FILE.replace("squared_error:", "x:").replace("(logits, ", "(logits("), ValueError, "line 5 with SyntaxError"),
+        (FILE + "\n1 / 0\n", ValueError, "fails in line 10 with ZeroDivisionError: division by zero. Run `python "),
+        (FILE.replace("1e-3", "1e-3, 'seed': 1"), ValueError, "fails in line 8 with ValueError: .* with seed"),
+        (
+            FILE.replace('"squared_error"', '"naive"'),
+            ValueError,
+            "with the name 'naive', which is the name of",
+        ),
+        (FILE.replace('"squared_error"', '"bootstrap"'), ValueError, "Rename the method"),
+    ],
+)
+def test_a_file_without_a_usable_method_says_so(content, error, message, tmp_path):
+    if content is not None:
+        (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(error, match=message):
+        find_method(str(tmp_path / "mine.py"))
+
+
+def test_completions_have_methods_without_a_loss():
+    assert "own" in GenerationArguments(methods=["naive", Method("own", transform=labels_of)]).methods_by_name
+    for method in ("confidence", "confident", Method("own", squared_error)):
+        with pytest.raises(ValueError, match="expected naive, bootstrap or a method of your own with the loss xent"):
+            GenerationArguments(methods=["naive", method])
+
+
+# ---- Losses ----
+
+STEP = Step(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda logits, labels, step: logits.sum(), r"got a result of shape \(\) for 3 rows, expected the shape \(3,"),
+        (lambda logits, labels, step: logits, r"got a result of shape \(3, 2\)"),
+        (lambda logits, labels, step: 1.0, "got a result of type float"),
+        (lambda logits, labels, step: logits.detach().sum(1), "got losses without gradient"),
+        (lambda logits, labels, step: logits.log().sum(1), r"got nan for the logits \[-1.0, 2.0\] and the soft label"),
+        (lambda logits, labels, step: {}["a"], "line [0-9]+ raised KeyError: 'a'"),
+        (
+            lambda logits, labels: logits.sum(1),
+            "line [0-9]+ raised TypeError: .* takes 2 positional arguments",
+        ),
+    ],
+)
+def test_a_loss_with_another_result_is_refused(loss, message):
+    logits = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [1.0, 1.0]], requires_grad=True)
+    with pytest.raises(ValueError, match=message):
+        row_losses_of(loss, logits, torch.full((3, 2), 0.5), STEP)
+
+
+def test_an_evaluation_needs_no_gradient():
+    with torch.no_grad():
+        losses = row_losses_of(squared_error, torch.zeros(3, 2), torch.eye(2)[[0, 1, 0]], STEP)
+    assert losses.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_a_trainer_has_either_a_loss_or_a_loss_type(model_of, tokenizer, tmp_path):
+    config = WeakToStrongConfig(output_dir=str(tmp_path), loss_type="product", use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="Got a loss function and loss_type='product', expected one of them"):
+        check_row_loss(squared_error, config)
+    with pytest.raises(TypeError, match="loss: got 'product', expected a function of logits, soft labels and step"):
+        check_row_loss("product", config)
+    check_row_loss(None, config)
+
+
+def test_a_batch_of_eight_is_two_of_four(model_of, tokenizer, tmp_path):
+    """The loss of an optimizer step is the mean of the losses of all its rows."""
+
+    class Trainer(WeakToStrongTrainer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs, loss=squared_error)
+
+    trajectories = []
+    for n_micro in (1, 2):
+        sizes = {"per_device_train_batch_size": 8 // n_micro, "gradient_accumulation_steps": n_micro}
+        place = tmp_path / str(n_micro)
+        trajectories.append(train(model_of(), tokenizer, place, make_rows(24), trainer_class=Trainer, **sizes)[1])
+    torch.testing.assert_close(*trajectories, rtol=1e-4, atol=1e-5)
+    _, plain = train(model_of(), tokenizer, tmp_path / "plain", make_rows(24))
+    assert not torch.allclose(plain, trajectories[0])
