@@ -25,41 +25,53 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, FOLDER = ROOT / "docs" / "methods.md", ROOT / "results" / "methods"
 BEGIN, END = "<!-- methods table: begin -->", "<!-- methods table: end -->"
 SEEDS = (0, 1, 2, 3, 4)
-# The world of each table, its title, and the options of its command. `--n_supervisors 3` would change the labels of
-# all methods, so methods of several supervisors are not in the table.
-_DIRECT = [name for name in METHODS if name != "learned_supervisors"]
-WORLDS = {
-    "plain": ("plain world", ["--methods", *_DIRECT]),
-    "ladder": ("ladder world", ["--config", "demo_ladder", "--methods", *_DIRECT, BOOTSTRAP]),
-}
+# The title of each world, and the options of its first command.
+WORLDS = {"plain": ("plain world", []), "ladder": ("ladder world", ["--config", "demo_ladder"])}
+# The methods of the second command, whose weak labels are from three supervisors.
+_OF_SEVERAL = ["naive", "learned_supervisors"]
+_SEVERAL = "{}, 3 supervisors"
 
 
-def command_of(world: str) -> list[str]:
-    """Returns the command of a world, without its output directory."""
+def commands_of(world: str) -> list[list[str]]:
+    """Returns the two commands of a world, without their output directory."""
     _, options = WORLDS[world]
-    return ["w2s", "run", "boolq", *options, "--seeds", *map(str, SEEDS), "--self_baselines", "true"]
+    methods = [name for name in METHODS if name not in _OF_SEVERAL[1:]] + [BOOTSTRAP] * (world == "ladder")
+    command, seeds = ["w2s", "run", "boolq", *options], ["--seeds", *map(str, SEEDS)]
+    return [
+        [*command, "--methods", *methods, *seeds, "--self_baselines", "true"],
+        [*command, "--methods", *_OF_SEVERAL, *seeds, "--n_supervisors", "3"],
+    ]
 
 
 def run(outputs: Path) -> None:
     """Trains the models of both worlds below `outputs`, and writes the summaries to results/methods/."""
     for world in WORLDS:
-        command = [*command_of(world), "--output_dir", str(outputs / f"methods_{world}")]
-        print(shlex.join(command), flush=True)
-        subprocess.run([sys.executable, "-m", "w2s_hf", *command[1:]], check=True)
-        summary = summary_of(outputs / f"methods_{world}")
+        folders = [outputs / f"methods_{world}", outputs / f"methods_{world}_3_supervisors"]
+        for command, folder in zip(commands_of(world), folders, strict=True):
+            print(shlex.join(command), flush=True)
+            command = [sys.executable, "-m", "w2s_hf", *command[1:], "--output_dir", str(folder)]
+            subprocess.run(command, check=True)
         FOLDER.mkdir(exist_ok=True)
-        (FOLDER / f"{world}.json").write_text(json.dumps(summary, indent=1) + "\n")
+        (FOLDER / f"{world}.json").write_text(json.dumps(summary_of(world, *folders), indent=1) + "\n")
 
 
-def summary_of(folder: Path) -> dict:
-    """Returns the numbers of the table from the results of a world."""
-    results = ExperimentResult.read(folder / "results.json")
+def _correct(folder: Path) -> dict[str, np.ndarray]:
+    """Returns whether the predictions of each role are correct, `(seeds, N)`."""
     predictions = read_predictions(folder / "predictions.parquet")
     # Rows differ between seeds, so they are numbered within each seed.
-    correct = {
+    return {
         str(role): np.array([part["correct"].to_numpy(float) for _, part in of_role.groupby("seed", sort=True)])
         for role, of_role in predictions.groupby("role", sort=False)
     }
+
+
+def summary_of(world: str, folder: Path, several: Path) -> dict:
+    """Returns the numbers of the table from the results of a world, with one and with several supervisors."""
+    results, correct = ExperimentResult.read(folder / "results.json"), _correct(folder)
+    summaries = {summary.method: summary for summary in results.summary}
+    of_several = ExperimentResult.read(several / "results.json")
+    summaries |= {_SEVERAL.format(summary.method): summary for summary in of_several.summary}
+    correct |= {_SEVERAL.format(name): values for name, values in _correct(several).items() if name in _OF_SEVERAL}
     entries = {}
     for role, values in correct.items():
         entry: dict = {"accuracy": float(values.mean())}
@@ -68,10 +80,10 @@ def summary_of(folder: Path) -> dict:
             entry["difference_ci95"] = list(difference_interval(values, correct["naive"]))
             entry["n_better"] = int((values.mean(axis=1) > correct["naive"].mean(axis=1)).sum())
         entries[role] = entry
-    for summary in results.summary:
-        entries[summary.method] |= {"pgr": summary.pgr_median, "pgr_ci95": summary.pgr_ci95}
+    for name, summary in summaries.items():
+        entries[name] |= {"pgr": summary.pgr_median, "pgr_ci95": summary.pgr_ci95}
     return {
-        "command": shlex.join(command_of(folder.name.removeprefix("methods_"))),
+        "commands": list(map(shlex.join, commands_of(world))),
         "seeds": [run.seed for run in results.runs],
         "n_test": results.dataset.n_test,
         "versions": results.versions,
@@ -97,13 +109,14 @@ def table(summaries: dict[str, dict]) -> str:
         title, _ = WORLDS[world]
         header += [f"{title}: accuracy", "PGR [95 %]", "difference from naive [95 %]"]
     roles = dict.fromkeys(role for summary in summaries.values() for role in summary["roles"])
-    methods = [name for name in (*METHODS, BOOTSTRAP) if name in roles]
+    methods = [name for name in (*METHODS, BOOTSTRAP, *map(_SEVERAL.format, _OF_SEVERAL)) if name in roles]
     first, last = list(_OTHERS)[:-1], list(_OTHERS)[-1:]
     rows = []
     for role in (*first, *methods, *last):
         if role not in roles or role == SELF_TRAINED and "self_labels" in roles:
             continue
-        cells = [f"`{role}`" if role in methods else _OTHERS[role]]
+        name, comma, rest = role.partition(",")
+        cells = [f"`{name}`{comma}{rest}" if role in methods else _OTHERS[role]]
         for summary in summaries.values():
             cells += _cells(summary["roles"].get(role))
         rows.append(cells)
@@ -126,7 +139,7 @@ def _interval(ends: list[float] | None, digits: int) -> str:
 
 def text(summaries: dict[str, dict]) -> str:
     """Returns the generated part of the page."""
-    commands = "\n".join(summary["command"] for summary in summaries.values())
+    commands = "\n".join(command for summary in summaries.values() for command in summary["commands"])
     n_tests = " and ".join(f"{summary['n_test']} ({WORLDS[world][0]})" for world, summary in summaries.items())
     return (
         f"Accuracies are means over the seeds {', '.join(map(str, SEEDS))}, and PGR is the median. Each seed has its "
