@@ -151,6 +151,16 @@ def test_without_shared_rows_a_run_on_the_task_has_the_same_test_rows():
     assert len(TextLoader(TASKS["sciq_with_support"], "pairs").load_test(splits, raw=raw, n_test=99).test) == 40
 
 
+def test_a_text_of_a_training_row_is_left_out_if_its_columns_have_other_names():
+    rows = Dataset.from_list([{"text": f"w{n}", "y": n % 2} for n in range(60)])
+    one = Task("one", "one.csv", "{text}", label="y")
+    splits = load_task(one, raw=DatasetDict(train=rows.select(range(40)), test=rows.select(range(40, 60))))
+    other = Task("other", "other.csv", "{words}", label="y")
+    raw = DatasetDict(test=rows.rename_column("text", "words"))
+    shared = TextLoader(other, "pairs").load_test(splits, raw=raw)
+    assert shared.n_shared == 40 and sorted(shared.test["text"]) == [f"w{n}" for n in range(40, 60)]
+
+
 def test_if_all_rows_are_shared_the_task_is_refused():
     raw = DatasetDict(train=questions(range(24)), test=questions(range(40, 60)))
     splits = load_task("sciq", raw=raw, **SIZES)
