@@ -18,9 +18,10 @@ from w2s_hf.experiments.config import ChessArguments, ClassificationArguments, G
 from w2s_hf.experiments.console import Progress
 from w2s_hf.experiments.experiment import run_experiment
 from w2s_hf.experiments.finetuner import Finetuned
+from w2s_hf.experiments.report import print_table
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.experiments.settings.reward import REWARD
-from w2s_hf.experiments.transfer import find_transfer_tasks, summarise_transfer, with_transfer
+from w2s_hf.experiments.transfer import find_transfer_tasks, load_transfer_rows, summarise_transfer, with_transfer
 from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.results import ExperimentResult, ModelScore, SeedResult
 from w2s_hf.sweep.cells import Session
@@ -150,6 +151,16 @@ def test_without_shared_rows_a_run_on_the_task_has_the_same_test_rows():
     assert len(TextLoader(TASKS["sciq_with_support"], "pairs").load_test(splits, raw=raw, n_test=99).test) == 40
 
 
+def test_a_text_of_a_training_row_is_left_out_if_its_columns_have_other_names():
+    rows = Dataset.from_list([{"text": f"w{n}", "y": n % 2} for n in range(60)])
+    one = Task("one", "one.csv", "{text}", label="y")
+    splits = load_task(one, raw=DatasetDict(train=rows.select(range(40)), test=rows.select(range(40, 60))))
+    other = Task("other", "other.csv", "{words}", label="y")
+    raw = DatasetDict(test=rows.rename_column("text", "words"))
+    shared = TextLoader(other, "pairs").load_test(splits, raw=raw)
+    assert shared.n_shared == 40 and sorted(shared.test["text"]) == [f"w{n}" for n in range(40, 60)]
+
+
 def test_if_all_rows_are_shared_the_task_is_refused():
     raw = DatasetDict(train=questions(range(24)), test=questions(range(40, 60)))
     splits = load_task("sciq", raw=raw, **SIZES)
@@ -169,6 +180,21 @@ def test_pairs_of_another_task_are_apart_from_the_training_pairs():
     rows = PairLoader(mine, (), None).load_test(splits, raw=DatasetDict(train=pairs_of(explicit_text, 200)))
     assert not trained & set(rows.test["prompt"]) and rows.n_shared > 0
     assert len(rows.test) + rows.n_shared == pytest.approx(40, abs=4)
+
+
+def test_the_demo_generates_rows_of_the_same_world(world, tmp_path):
+    args = ClassificationArguments(demo=True, n_train=40, n_weak=40, n_validation=16, n_test=30)
+    training_args = WeakToStrongConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    splits = CLASSIFICATION.load_demo_rows(TASKS["boolq"], args, training_args, world)
+    others = [TASKS["paws"], TASKS["mc_taco"]]
+    rows = load_transfer_rows(others, CLASSIFICATION, args, training_args, [], world, splits)
+    for task in others:
+        own = CLASSIFICATION.load_demo_rows(task, args, training_args, world).test
+        assert rows[task.name].test["text"][:] == own["text"][:] and len(own) == 30
+        assert rows[task.name].source == {"id": "w2s_hf demo", "revision": "world 0"}
+    mine = replace(TASKS["paws"], name="mine")
+    with pytest.raises(ValueError, match="--transfer_tasks mine: Got the task mine, for which the demo has no rows"):
+        load_transfer_rows([mine], CLASSIFICATION, args, training_args, [], world, splits)
 
 
 def test_the_demo_of_pairs_is_refused():
@@ -314,7 +340,7 @@ def stages_of(directory) -> set[str]:
     return {path.name for path in (directory / "out" / "_stages").iterdir() if path.is_dir()}
 
 
-def test_a_finished_run_gets_other_tasks(directory):
+def test_a_finished_run_gets_other_tasks(directory, figures, capsys):
     before = run(directory)
     stages = [stages_of(directory)]
     assert not before.runs[0].transfer and not before.summary[0].transfer
@@ -325,7 +351,7 @@ def test_a_finished_run_gets_other_tasks(directory):
     old, now = before.runs[0].to_dict(), results.runs[0].to_dict()
     assert {name: value for name, value in now.items() if name != "transfer"} == old
 
-    run(directory, "b", "c")
+    results = run(directory, "b", "c")
     stages.append(stages_of(directory))
     for earlier, later in zip(stages, stages[1:], strict=False):
         new = later - earlier
@@ -339,10 +365,18 @@ def test_a_finished_run_gets_other_tasks(directory):
     of_b = of_seed["transfer"]["b"]
     assert of_b["dataset"] == "b" and of_b["revision"] == "local" and of_b["weak"]["n"] == 40
     assert of_b["students"][0]["pgr"] == summary["transfer"]["b"]["pgr_median"]
-    assert (directory / "out" / "figures" / "transfer.png").stat().st_size > 1000
+    groups = [label.get_text() for figure in figures for label in figure.axes[0].get_xticklabels()]
+    assert [text.split("\n")[0] for text in groups if "naive: PGR" in text][-3:] == ["a", "b", "c"]
     report = (directory / "out" / "report.md").read_text()
     assert "## Other tasks" in report and "### b" in report and "### c" in report
     assert f"Another {of_b['n_shared']} rows share their text or a group with training rows" in report
+    # The tiny models have learned nothing, and the report and the terminal say so.
+    warning = f"on b, the ceiling has accuracy {of_b['ceiling']['accuracy']:.3f}"
+    assert warning in report
+    capsys.readouterr()
+    print_table(results, "out")
+    printed = capsys.readouterr().out
+    assert warning in printed and "b, n = 40  student, naive" in printed and "40 test rows of a." in printed
     card = (directory / "out" / "students" / "naive-seed0" / "README.md").read_text()
     assert "evaluated on test rows of other tasks, without further training" in card
     assert f"{of_b['students'][0]['accuracy']:.3f} on b (PGR" in card and "has not been evaluated on other" not in card

@@ -291,14 +291,16 @@ class Experiment:
 
     def transfer_rows(self, seed: int, splits: TaskSplits) -> dict[str, TransferRows]:
         """Returns the test rows of `--transfer_tasks` by task. `splits` are the rows of the seed."""
+        if not self.transfer_tasks:
+            return {}
         key = (splits.fingerprint, seed if self.args.demo else None)
-        if self.transfer_tasks and key not in self._transfer_rows:
+        if key not in self._transfer_rows:
             assert isinstance(self.setting, ProbabilitySetting)  # the arguments of other settings refuse the option
             world, readers = self.world(seed), [] if self.args.demo else self.readers()
             self._transfer_rows[key] = load_transfer_rows(
                 self.transfer_tasks, self.setting, self.args, self.training_args, readers, world, splits
             )
-        return self._transfer_rows.get(key, {})
+        return self._transfer_rows[key]
 
     def _check_memory(self, models: Models) -> None:
         """Refuses models that do not fit in memory, before their weights are downloaded. Checks each model once."""

@@ -342,7 +342,7 @@ class Loader(ABC):
         parts["test"] = self._part("test", test, n_test, seed)
         link_rows = split_links(self.task, train + spare, parts, links, seed) if links else {}
         link_parts = {name: self._part(name, rows, links[name], seed) for name, rows in link_rows.items()}
-        ids = {row_id for name, part in {**parts, **link_parts}.items() if name != "test" for row_id in part["id"]}
+        ids = {row_id for part in (*parts.values(), *link_parts.values()) for row_id in part["id"]}
         return TaskSplits(
             self.task,
             **parts,
