@@ -93,8 +93,8 @@ class StudentCard:
         versions (`dict[str, str]`, *optional*): Versions of libraries.
         hardware (`str`, *optional*), seconds (`float`, *optional*): Hardware and duration of the training.
         label_accuracy (`float`, *optional*): Share of the training rows with a correct weak label.
-        changed_labels (`dict`, *optional*): The training labels, if the method has transformed the weak labels:
-            `n_train`, the number of rows, and `accuracy`, the share of these rows with a correct label.
+        changed_labels (`dict`, *optional*): The training labels of a method that transforms the weak labels: the
+            number of rows, `n_train`, and the share of correct labels, `accuracy`.
         row_weights (`dict`, *optional*): The weights of the training rows, if they have weights: `mean`, and `n_zero`,
             the number of rows with weight 0.
         supervisor_weights (`list[float]`, *optional*): The learned weights of the supervisors whose labels were

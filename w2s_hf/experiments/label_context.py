@@ -203,8 +203,8 @@ def labels_of_method(
         finetuner ([`Finetuner`]): Trains further models.
 
     Raises:
-        ValueError: The transform raises an error (the message names file and line), or its result has no labels for
-            training rows, or labels for unknown rows.
+        ValueError: The transform raises an error (the message names file and line). Its result has no labels for
+            training rows, or has labels for unknown rows.
     """
     transform = method.transform
     if transform is None:

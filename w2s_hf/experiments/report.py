@@ -298,8 +298,8 @@ def _self_comparison(results: ExperimentResult) -> list[str]:
 
 def _comparisons(results: ExperimentResult) -> list[str]:
     """
-    Returns the comparison with the student's own answers, and a sentence for each comparison of a chain with the same
-    student trained without the chain.
+    Returns the comparison with the student's own answers. For each chain, it is followed by a comparison with the
+    same student trained without the chain.
     """
     lines = _self_comparison(results)
     for summary in results.summary:

@@ -97,8 +97,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
             float32.
         loss ([`~w2s_hf.losses.RowLoss`], *optional*): Your own loss instead of `args.loss_type`: a function of
             `logits` `(B, C)` float32, `soft_labels` `(B, C)` float32 and the [`~w2s_hf.losses.Step`]. It returns the
-            loss of each row, `(B,)`. The loss of a row must not depend on other rows, which may be in other
-            micro-batches.
+            loss of each row, `(B,)`. Other rows may be in other micro-batches. The loss must not depend on them.
         kwargs: The arguments `model_init`, `compute_metrics`, `callbacks`, `optimizers`, `optimizer_cls_and_kwargs`
             and `preprocess_logits_for_metrics` of [`~transformers.Trainer`].
 
