@@ -378,10 +378,10 @@ class ClassificationArguments(ProbabilityArguments):
     self_baselines: bool | None = field(
         default=None,
         metadata={
-            "help": "Score baselines of the student's own knowledge: its zero-shot and few-shot answers, and a student "
-            "trained on its zero-shot answers. The prompt is the prompt of the task, and examples have weak labels. "
-            "All answers are balanced by their median. Unset: true for decoders that know the answer words, and false "
-            "in the demo, whose models do not know such prompts."
+            "help": "Score baselines of the student's own knowledge: its zero-shot and few-shot answers, and a "
+            "student trained on its zero-shot answers. The prompt is the prompt of the task, and examples have weak "
+            "labels. All answers are balanced by their median. Unset: true for decoders that know the answer words, "
+            "and false in the demo, whose models do not know such prompts."
         },
     )
     demo_world: str = field(
