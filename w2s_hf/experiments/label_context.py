@@ -203,7 +203,7 @@ def labels_of_method(
         finetuner ([`Finetuner`]): Trains further models.
 
     Raises:
-        ValueError: The transform raises an error (the message names file and line), or its result has no labels for
+        ValueError: The transform raises an error (the message names file and line). Its result has no labels for
             training rows, or labels for unknown rows.
     """
     transform = method.transform
