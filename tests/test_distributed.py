@@ -56,6 +56,11 @@ def test_an_epoch_on_two_ranks_is_an_epoch_on_one_whatever_the_number_of_rows(re
             assert got == pytest.approx(expected, rel=1e-4, abs=1e-5), name
 
 
+def test_a_loss_of_a_user_is_the_same_on_two_ranks(results):
+    one, two = (torch.tensor(result["trajectories"]["own loss"]) for result in results)
+    torch.testing.assert_close(two, one, rtol=5e-4, atol=5e-6)
+
+
 @pytest.mark.parametrize("kind", ["classes", "completions"])
 def test_a_resumed_epoch_has_the_rows_that_were_left_on_every_rank(results, kind):
     for result in results:

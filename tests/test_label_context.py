@@ -412,3 +412,33 @@ def test_killed_in_a_method_and_run_again_ends_with_the_same_numbers(finished, c
     for name in ("students", "both"):
         labels = [WeakLabels.load(path / f"weak_labels/seed0-for-{name}") for path in (tmp_path / "out", finished[0])]
         assert labels[0].fingerprint == labels[1].fingerprint
+
+
+RANKS = """
+    import os
+    import numpy as np
+    from w2s_hf import Method
+
+    def of_rank_0(context):
+        share = context.once(lambda: os.getpid() % 100 / 100)  # differs between the ranks
+        probabilities = np.abs(context.probabilities - [[share / 2, 0]])
+        labels = context.labels(probabilities / probabilities.sum(axis=1, keepdims=True))
+        new = context.train_student(labels, context.rows)
+        np.save(f"rank{os.environ['RANK']}.npy", np.concatenate([labels.probabilities, new]))
+        return context.labels(new)
+
+    RANKS = Method("ranks", transform=of_rank_0)
+"""
+
+
+@pytest.mark.distributed
+def test_two_ranks_have_the_same_labels(finished, cache, tmp_path, monkeypatch):
+    write_methods(tmp_path, RANKS)
+    monkeypatch.chdir(tmp_path)
+    options = [*TINY, "--methods", "mine.py", "--output_dir", "out"]
+    process = forked(ROOT / "recipes" / "boolq.py", *options, n_ranks=2, W2S_HF_CACHE=str(cache))
+    assert process.returncode == 0, process.stderr[-3000:]
+    first, second = (np.load(tmp_path / f"rank{rank}.npy") for rank in range(2))
+    np.testing.assert_array_equal(first, second)
+    labels = WeakLabels.load(tmp_path / "out" / "weak_labels" / "seed0-for-ranks")
+    assert len(labels) * 2 == len(first)

@@ -42,6 +42,15 @@ SMALL += "--eval_strategy no --load_best_model_at_end false --save_strategy no".
 GRID = "--weak_models scratch-32x1 pretrained-16x2 --student_models pretrained-16x2 pretrained-32x2".split()
 GRID += "--methods naive bootstrap --seeds 0".split()
 
+METHOD = """
+from w2s_hf import Method
+
+def loss(logits, soft_labels, step):
+    return (-soft_labels * logits.log_softmax(dim=-1)).sum(dim=-1).sqrt()  # a comment
+
+MINE = Method("mine", loss=loss)
+"""
+
 
 def sweep(*options, cache, output):
     return recipe_here(*GRID, *SMALL, *options, "--output_dir", output, cache=cache, name="sweep.py")
@@ -256,18 +265,21 @@ def test_on_two_nodes_of_which_one_loses_its_worker_the_table_is_the_same(cluste
 
     killer = threading.Thread(target=kill_a_worker, daemon=True)
     killer.start()
-    few = "--weak_models scratch-32x1 --methods naive --engine ray --ray_address".split()
+    (tmp_path / "mine.py").write_text(METHOD)
+    few = "--weak_models scratch-32x1 --methods naive mine.py --engine ray --ray_address".split()
     few += [cluster.readline().strip(), "--output_dir", output]
-    process = recipe(*GRID, *SMALL, *few, cache=cache, name="sweep.py")
+    process = recipe(*GRID, *SMALL, *few, cache=cache, name="sweep.py", cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert killed and len(list(output.glob("logs/*.txt"))) > 2, "both nodes worked, and one worker twice"
     table, expected = (pd.read_parquet(path / "sweep.parquet") for path in (output, swept[0]))
+    assert table["method"].tolist() == ["naive", "mine"] * 2 and set(table["status"]) == {"done"}
     expected = expected[(expected["weak_model"] == "scratch-32x1") & (expected["method"] == "naive")]
+    table = table[table["method"] == "naive"].reset_index(drop=True)
     pd.testing.assert_frame_equal(table, expected.reset_index(drop=True), check_exact=True)
-    said = predictions(swept[0])
-    assert all(said[name] == hashed for name, hashed in predictions(output).items())
-    of_sweep = {name: count for name, count in trainings(output).items() if name in said}
-    assert set(of_sweep) == stages(output) and set(of_sweep.values()) == {1}
+    said, own = predictions(swept[0]), {name for name in stages(output) if name.startswith("student-mine-")}
+    assert all(said[name] == hashed for name, hashed in predictions(output).items() if name not in own)
+    of_sweep = {name: count for name, count in trainings(output).items() if name in {*said, *own}}
+    assert set(of_sweep) == stages(output) and set(of_sweep.values()) == {1} and len(own) == 2
 
 
 # ---- Without training ----
@@ -330,16 +342,6 @@ def test_the_head_knows_the_records_of_its_workers(head, tmp_path, monkeypatch):
     worker.write(cell, worker._record(cell, "done", {}))
     monkeypatch.setattr(cells, "code_versions", lambda: pytest.fail("a key is computed again"))
     assert head.read(cell)["status"] == "done"
-
-
-METHOD = """
-from w2s_hf import Method
-
-def loss(logits, soft_labels, step):
-    return -(soft_labels * logits.log_softmax(dim=-1)).sum(dim=-1).sqrt()  # a comment
-
-MINE = Method("mine", loss=loss)
-"""
 
 
 def session_of(args, head) -> Session:

@@ -239,8 +239,8 @@ METHODS: dict[str, Method] = {method.name: method for method in _BUILT_IN}
 
 def find_method(method: str | Method, option: str = "--methods") -> Method:
     """
-    Returns a method. A name stands for a method of the package, and a path such as `my_method.py:NAME` for a method in
-    a Python file. A [`Method`] is returned unchanged.
+    Returns a method of the package by its name, or a method in a Python file by its path, `my_method.py:NAME`. A
+    [`Method`] is returned as it is.
 
     Raises:
         ValueError: No method has this name, the file raises an error, or its method has the name of another method.

@@ -176,9 +176,9 @@ def code_fingerprint(function: Callable) -> str:
     """
     Returns a hash of everything of a function that can change its result: 12 hexadecimal digits.
 
-    The hash includes the code of the function without comments, docstrings and layout. It includes default values and
-    the arguments that `functools.partial` binds. It includes all functions, classes, values, modules and packages of
-    the user that the function refers to. Functions of libraries and of this
+    The hash includes the code of the function without comments, docstrings and layout. It includes default values,
+    the arguments bound by `functools.partial`, and all functions, classes and values of the user that the function
+    refers to. It includes all files of imported modules and packages of the user. Functions of libraries and of this
     package count by their names, because the versions of libraries identify their code.
 
     Args:

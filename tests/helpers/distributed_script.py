@@ -23,6 +23,15 @@ class CutsFreely(WeakToStrongTrainer):
     _ranks_cut_alike = False
 
 
+class OwnLoss(WeakToStrongTrainer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, loss=squared_error)
+
+
+def squared_error(logits, soft_labels, step):
+    return (logits.softmax(dim=-1) - soft_labels).square().sum(dim=-1)
+
+
 class CutsAlike(WeakToStrongTrainer):
     _ranks_cut_alike = True
 
@@ -77,6 +86,9 @@ def main(output: Path) -> None:
     uneven = train_all(output.parent / "uneven", world)
     _, trajectory = train(make_model("llama"), make_tokenizer(), output.parent / "whole", **cuts["whole"])
     result["trajectories"]["xent whole"] = trajectory.tolist()
+    own = {"trainer_class": OwnLoss, **cuts["whole"]}
+    _, trajectory = train(make_model("llama"), make_tokenizer(), output.parent / "own loss", **own)
+    result["trajectories"]["own loss"] = trajectory.tolist()
     if world > 1:
         result["said"] = said_at_the_start(output.parent / "said")
         result["alike"] = cut_alike(output.parent, cuts["tokens"], result["trajectories"])

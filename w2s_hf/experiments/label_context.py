@@ -204,7 +204,7 @@ def labels_of_method(
 
     Raises:
         ValueError: The transform raises an error (the message names file and line). Its result has no labels for
-            training rows, or has labels for unknown rows.
+            training rows, or labels for unknown rows.
     """
     transform = method.transform
     if transform is None:
