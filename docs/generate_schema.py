@@ -18,10 +18,11 @@ from w2s_hf.results.record import Record
 PAGE = Path(__file__).with_name("results_format.md")
 INTRODUCTION = Path(__file__).with_name("results_format.intro.md")
 RECORDS = (
-    schema.ExperimentResult, schema.SeedResult, schema.ModelScore, schema.StudentResult, schema.Agreement,
+    schema.ExperimentResult, schema.SeedResult, schema.ModelScore, schema.StudentResult, schema.LabelsResult,
+    schema.Agreement,
     schema.Pgr, schema.LinkResult, schema.DirectResult, schema.BaselineResult, schema.ControlResult,
     schema.TransferResult, schema.TransferStudent, schema.MethodSummary, schema.PgrSummary, schema.DirectSummary,
-    schema.TransferSummary, schema.DatasetInfo, settings.RunSettings,
+    schema.TransferSummary, schema.SelfTrainedSummary, schema.DatasetInfo, settings.RunSettings,
     settings.TrainingSettings, settings.StudentSettings,
 )  # fmt: skip
 NAMES = {record.__name__ for record in RECORDS}
@@ -103,6 +104,9 @@ TEXTS = {
     "TransferResult.weak": "The weak supervisor.",
     "TransferResult.ceiling": "The strong ceiling.",
     "MethodSummary.transfer": "Results on the test rows of other tasks, by the name of the task.",
+    "LabelsResult.accuracy": "Share of the training rows with a correct label.",
+    "SelfTrainedSummary.method": "Method of the student that is trained on the weak labels.",
+    "SelfTrainedSummary.accuracy_mean": "Mean accuracy of the student that is trained on its own zero-shot answers.",
     "SeedResult.weak": "The weak supervisor.",
     "SeedResult.ceiling": "The strong ceiling.",
     "output": "Directory of the model, below the output directory.",

@@ -313,12 +313,18 @@ def test_the_column_and_the_loss_belong_together(kind, tmp_path):
 def test_evaluation_uses_the_labels_of_the_rows(tmp_path):
     for rows in (make_rows(6), make_pairs(6, "random")):
         trainer = make(tmp_path, with_supervisors(rows))
+        inputs: list[dict] = []
+        trainer.model.register_forward_pre_hook(
+            lambda model, args, kwargs, inputs=inputs: inputs.append(kwargs), with_kwargs=True
+        )
         expected = trainer.evaluate(rows)["eval_loss"]
         assert trainer.evaluate(with_supervisors(rows))["eval_loss"] == expected
         assert np.array_equal(trainer.predict(with_supervisors(rows)).predictions, trainer.predict(rows).predictions)
         unlabelled = with_supervisors(rows).remove_columns("labels" if "labels" in rows.column_names else "soft_label")
         assert np.array_equal(trainer.predict(unlabelled).predictions, trainer.predict(rows).predictions)
-        assert np.array_equal(trainer.predict_proba(with_supervisors(rows)), trainer.predict_proba(rows))
+        invalid = with_supervisors(rows, 1)
+        assert np.array_equal(trainer.predict_proba(invalid), trainer.predict_proba(rows))
+        assert inputs and not any("supervisor_labels" in kwargs for kwargs in inputs)
 
 
 @pytest.mark.parametrize("name", LOSS_ARGUMENTS["learned_supervisors"])

@@ -319,20 +319,23 @@ def weak_errors(context: AnalysisContext) -> dict:
     parts_with_opinion = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
     rows = Half(parts_with_opinion["student_half"], parts_with_opinion["student_validation"])
     for name, method in context.methods.items():
+        of_method = context.labels_of(name) if method.needs_supervisors else context.weak_labels
         predictions = context.predictions_of(
             "student-told",
-            context.weak_labels,
+            of_method,
             method=method,
-            rows=rows,
+            rows=labelled(rows, of_method),
             test=parts_with_opinion["test"],
             title=f"student whose texts contain the weak label ({name})",
         )
         add_scores(f"told, {name}", predictions, weak)
     states = context.hidden_states() | context.hidden_states(parts=("weak_half",))
-    labelled = {part: (of_part, context.truth(part)) for part, of_part in states.items()}
+    parts_with_truth = {part: (of_part, context.truth(part)) for part, of_part in states.items()}
     n_features = states["test"].shape[1]
     widths = sorted({max(1, n_features // part) for part in (32, 16, 8, 4, 2, 1)})
-    features = feature_experiment(labelled["weak_half"], labelled["student_half"], labelled["test"], widths, seed=seed)
+    features = feature_experiment(
+        parts_with_truth["weak_half"], parts_with_truth["student_half"], parts_with_truth["test"], widths, seed=seed
+    )
     return {**_bounds(context), "supervisors": supervisors, "features": features}
 
 

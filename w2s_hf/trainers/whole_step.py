@@ -161,7 +161,6 @@ class WholeStepLoss(WholeEpochs, ABC):
             self._agreement = None
         if self._supervisor_sums is not None and self.accelerator.sync_gradients:
             self._update_supervisor_weights(self.accelerator.reduce(self._supervisor_sums, "sum"))
-            self._supervisor_sums = None
         return loss
 
     def _set_signature_columns_if_needed(self) -> None:
