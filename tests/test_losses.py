@@ -389,5 +389,5 @@ def test_settings_of_a_loss_are_the_options_that_it_reads(tmp_path):
 def test_trainers_pass_the_options_of_reverse_losses(name, options, tmp_path):
     prefixed = {f"{name}_{option}": value for option, value in options.items()}
     args = arguments(tmp_path, loss_type=name, reverse_smoothing=0.3, **prefixed)
-    row_losses = WholeStepLoss._losses(SimpleNamespace(args=args), LOGITS, WEAK, ...)
+    row_losses = WholeStepLoss._losses(SimpleNamespace(args=args, _loss=None), LOGITS, WEAK, ...)
     assert row_losses.tolist() == pytest.approx(rows(name, smoothing=0.3, **options), abs=1e-6)

@@ -41,7 +41,8 @@ def test_every_loss_of_the_package_has_a_method_of_its_name():
     for name, method in METHODS.items():
         assert method.name == name and method.is_built_in and method.source
         assert method.loss == (name if name in LOSS_TYPES else "xent")
-        assert (method.transform is None) == (name in LOSS_TYPES or name == "naive")
+        is_loss = name in LOSS_TYPES and not method.needs_supervisors
+        assert (method.transform is None) == (is_loss or name == "naive")
     assert len({method.code for method in METHODS.values()} - {None}) == sum(
         method.transform is not None for method in METHODS.values()
     )
@@ -95,7 +96,8 @@ def test_settings_of_results_name_all_that_differs_from_naive_finetuning(tmp_pat
     args = arguments(tmp_path, aux_coef=0.25)
     for name in LOSS_TYPES:
         method = "naive" if name == "xent" else name
-        assert METHODS[method].settings(args) == args.loss_settings(name)
+        transform = {"transform": "all_supervisors"} if METHODS[method].needs_supervisors else {}
+        assert METHODS[method].settings(args) == args.loss_settings(name) | transform
     naive = args.loss_settings("xent")
     assert METHODS["confident"].settings(args) == {**naive, "transform": "confident"}
     assert METHODS["filtered_knn"].settings(args) == {**naive, "transform": "filtered_by_probe(kind='knn')"}

@@ -283,5 +283,7 @@ def test_cards_tell_the_weights(tmp_path):
     assert text in (tmp_path / "README.md").read_text()
     values = results()
     assert "weighted" not in card_of(values).render()
-    values["runs"][0]["students"][0]["label_weights"] = {"mean": 0.75, "n_zero": 2}
-    assert text in card_of(json.loads(json.dumps(values))).render()
+    labels = {"n_train": 3, "accuracy": 0.8, "weights": {"mean": 0.75, "n_zero": 2}}
+    values["runs"][0]["students"][0]["labels"] = labels
+    card = card_of(json.loads(json.dumps(values))).render()
+    assert text in card and "The student was trained on 3 rows, and 20 % of their labels are wrong." in card
