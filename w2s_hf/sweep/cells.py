@@ -116,6 +116,8 @@ class Session:
                 "Got --transfer_tasks in --cell_config, expected a configuration without other tasks. Remove them, "
                 "and score the tasks with `w2s run`."
             )
+        if getattr(parsed[0], "self_baselines", False) is None:
+            parsed[0].self_baselines = False  # the table of a sweep has no baselines
         like = self._experiments.get(cell.setting)
         task = find_any_task(cell.task)
         if options_of(task) is not line:
