@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from helpers.cards import card_of, results
 
-from w2s_hf import WeakLabels
+from w2s_hf import METHODS, WeakLabels
 from w2s_hf.experiments.report import ceiling_warnings, unsure_labels, write_report
 from w2s_hf.experiments.seed import _supervisor_warnings
 from w2s_hf.results import ExperimentResult
@@ -97,12 +97,12 @@ def test_a_supervisor_at_chance_is_named_right_after_its_training(low, is_at_cha
     weak = SimpleNamespace(predictions=labels, directory=tmp_path)
     splits = SimpleNamespace(test=rows, student=Half(rows, rows))
     setting = SimpleNamespace(scores=lambda predictions, rows: {"ci95": [low, 0.9]}, chance=0.5)
-    args = SimpleNamespace(methods=["naive"], keep_confident=None)
+    args = SimpleNamespace(methods_by_name={"naive": METHODS["naive"]}, keep_confident=None)
     warnings = _supervisor_warnings(weak, splits, args, setting)
     assert len(warnings) == is_at_chance
     if is_at_chance:
         assert "guessing has 0.500. The mean training loss was 0.693. Its labels carry no" in warnings[0]
-    args.methods = ["confidence"]
+    args.methods_by_name = {"mine": METHODS["confidence"]}
     assert "the weak labels are unsure" in _supervisor_warnings(weak, splits, args, setting)[-1]
 
 
@@ -165,11 +165,11 @@ def test_the_report_says_when_an_auxiliary_term_has_begun(step, sentence, tmp_pa
     ],
 )
 def test_unsure_weak_labels_are_told_where_a_loss_outweighs_them(method, confidence, gradient, tmp_path):
-    warnings = unsure_labels(["naive", method], confidence)
+    warnings = unsure_labels({"naive": "xent", "mine": method}, confidence)
     assert [gradient in warning for warning in warnings] == ([] if gradient is None else [True])
     result = of({})
     result.runs[0].weak.label_confidence = confidence
-    result.runs[0].students[0].method = result.summary[0].method = method
+    result.settings.losses = {result.summary[0].method: {"loss_type": method}}
     write_report(result, tmp_path, notes=[])
     is_told = "the weak labels are unsure" in (tmp_path / "report.md").read_text()
     assert is_told == (gradient is not None)

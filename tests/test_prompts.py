@@ -29,7 +29,7 @@ from w2s_hf.config import HEAD_INITS, StudentConfig
 from w2s_hf.experiments.cache import StageCache
 from w2s_hf.experiments.finetuner import Finetuner, prompt_of_head
 from w2s_hf.experiments.output_directory import _prompt_form
-from w2s_hf.experiments.prompts import check_prompt_lengths
+from w2s_hf.experiments.prompts import Prompts, check_prompt_lengths
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.modeling import load_tokenizer
 from w2s_hf.modeling.heads import initialise_head
@@ -156,30 +156,26 @@ def test_a_tokenizer_without_an_attention_mask_asks_as_one_that_has_it():
 
 
 @pytest.mark.parametrize(
-    ("text", "example", "answers", "limit"),
+    ("text", "example", "answers"),
     [
-        ("m" * 40, "m", ("n", "y"), 40),
-        ("m", "m" * 40, ("n", "y"), 40),
-        ("m", "m", ("n", "y" * 40), 40),
-        ("m", "m", ("n" * 40, "y"), 40),
-        ("m", "m", ("n", "y"), 16),
+        ("m" * 40, "m", ("n", "y")),
+        ("m", "m" * 40, ("n", "y")),
+        ("m", "m", ("n", "y" * 40)),
+        ("m", "m", ("n" * 40, "y")),
     ],
-    ids=["text", "example", "second answer", "first answer", "row without content"],
+    ids=["text", "example", "second answer", "first answer"],
 )
-def test_prompts_are_measured_before_the_labels_of_their_examples_are_known(text, example, answers, limit):
-    tokenizer, args = (
-        make_character_tokenizer(),
-        SimpleNamespace(prompt_form="task", prompt_shots=1, use_prompts=False),
-    )
+def test_prompts_are_measured_before_the_labels_of_their_examples_are_known(text, example, answers):
+    tokenizer = make_character_tokenizer()
 
     def check(limit: int) -> None:
-        task = own_task(prompt=PromptFormat(answers=answers, suffix=" ", separator=" "))
-        splits = SimpleNamespace(test={"text": [text]}, student_half={"text": [example, example]})
-        check_prompt_lengths(tokenizer, LlamaConfig(max_position_embeddings=limit), task, splits, args, 0)
+        prompts = Prompts(PromptFormat(answers=answers, suffix=" ", separator=" "))
+        config = LlamaConfig(max_position_embeddings=limit)
+        check_prompt_lengths(tokenizer, config, prompts, [text], [example, example], 1, 0)
 
     check(100)
-    with pytest.raises(ValueError, match=f"tokens, expected at most {limit}, .*Use fewer examples"):
-        check(limit)
+    with pytest.raises(ValueError, match="tokens, expected at most 40, .*Use fewer examples"):
+        check(40)
 
 
 def test_a_prompt_without_tokens_and_one_without_an_answer_are_refused():

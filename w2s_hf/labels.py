@@ -4,9 +4,10 @@ import hashlib
 import json
 import tempfile
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -107,6 +108,20 @@ class LabelsById(ABC):
     @abstractmethod
     def _from_columns(cls, columns: dict[str, list], provenance: dict, weights: np.ndarray | None) -> Self:
         """Creates labels from the columns of [`to_dataset`] without `weight`."""
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """
+        Returns the labels of the rows `names`, in this order, with new ids, which are the values of `names`. Raises
+        `KeyError` for a row without a label.
+        """
+        positions = self._positions(list(names))
+        changes: dict[str, Any] = {"ids": list(names.values())}
+        for part in fields(cast(Any, self)):
+            value = getattr(self, part.name)
+            if part.name not in ("ids", "provenance") and value is not None:
+                is_array = isinstance(value, np.ndarray)
+                changes[part.name] = value[positions] if is_array else [value[position] for position in positions]
+        return replace(cast(Any, self), **changes)
 
     def extended(self, other: Self, ids: list[str]) -> Self:
         """

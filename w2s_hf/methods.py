@@ -23,16 +23,12 @@ LabelTransform = Callable[[LabelContext], LabelsById]
 # This method is not a loss. It trains a chain of students, each on the labels of the previous student.
 BOOTSTRAP = "bootstrap"
 
-# The experiment, not a method, decides these training arguments.
+# The experiment, not a method, decides these training arguments. Rows are tokenized, and predicted again, with the
+# arguments of the experiment.
 _OF_THE_EXPERIMENT = (
-    "loss_type",
-    "output_dir",
-    "seed",
-    "data_seed",
-    "push_to_hub",
-    "run_name",
-    "resume_from_checkpoint",
-)
+    "loss_type", "output_dir", "seed", "data_seed", "push_to_hub", "run_name", "resume_from_checkpoint", "max_length",
+    "use_cpu", "bf16", "fp16",
+)  # fmt: skip
 
 # Results have other models with these names.
 _OTHER_ROLES = r"weak|ceiling|ceiling_plain|control|direct|direct_all|zero-shot|link_?\d+"
@@ -153,8 +149,9 @@ class Method:
             settings["loss"] = _described(self.loss)
         if self.transform is not None:
             settings["transform"] = _described(self.transform)
-        if self.code is not None and not self.is_built_in:
-            settings["code"] = self.code
+        if not self.is_built_in:
+            facts = {"code": self.code, "source": self.source}
+            settings |= {name: value for name, value in facts.items() if value}
         return {**settings, **self.training_args}
 
     @property
@@ -165,6 +162,12 @@ class Method:
             prior = function.keywords.get("prior", prior)
             function = function.func
         return function is transforms.self_labels or function is transforms.noisy_channel and prior == "zero_shot"
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether the method is for class probabilities only, and not for completions."""
+        function = self.transform.func if isinstance(self.transform, partial) else self.transform
+        return self.loss != "xent" or getattr(function, "__module__", None) == transforms.__name__
 
     @property
     def needs_supervisors(self) -> bool:
@@ -181,8 +184,20 @@ def _described(function: Callable) -> str:
     """Returns the name of a function, with the arguments that `functools.partial` binds."""
     if not isinstance(function, partial):
         return getattr(function, "__name__", type(function).__name__)
-    arguments = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
+    arguments = [
+        *map(_shown, function.args),
+        *(f"{name}={_shown(value)}" for name, value in function.keywords.items()),
+    ]
     return f"{_described(function.func)}({', '.join(arguments)})"
+
+
+def _shown(value: object) -> str:
+    """Returns an argument as text that is the same in every process, without paths of this machine."""
+    if isinstance(value, str):
+        return repr(Path(value).name if Path(value).is_absolute() else value)
+    if isinstance(value, bool | int | float | None):
+        return repr(value)
+    return _described(value) if callable(value) else type(value).__name__
 
 
 NAIVE = Method("naive", source="Burns et al. 2023, section 3: cross-entropy with the weak labels")
@@ -257,7 +272,11 @@ def find_method(method: str | Method, option: str = "--methods") -> Method:
                 "Rename the method."
             )
         return found
-    assert isinstance(method, str)
+    if not isinstance(method, str):
+        raise TypeError(
+            f"{option}: got {method!r}, expected names, files or w2s_hf.Method objects. For a loss, write "
+            '`Method("my_method", loss=my_loss)`.'
+        )
     if method not in METHODS:
         known = (*METHODS, BOOTSTRAP)
         if "," in method:

@@ -59,11 +59,10 @@ class LabelContext(ABC):
     must call `zero_shot`, `hidden_states`, `supervisor_validation`, `train_student` and `once` in the same order.
 
     Attributes:
-        rows ([`~datasets.Dataset`]): N rows: the training rows of the student, then its validation rows. They have ids
-            and texts, but no ground truth.
+        rows ([`~datasets.Dataset`]): N rows: the training rows of the student, then its validation rows. They have
+            texts, and their positions as ids, but no ground truth.
         is_train (`np.ndarray` of shape `(N,)`, bool): Whether a row is a training row.
-        weak_labels ([`WeakLabels`]): The weak labels of `rows`, and of other rows. With several supervisors, the mean
-            of their labels.
+        weak_labels ([`WeakLabels`]): The weak labels of `rows`. With several supervisors, the mean of their labels.
         supervisors (`tuple` of [`WeakLabels`]): The labels of each supervisor.
         seed (`int`): Seed of the experiment.
     """
@@ -108,9 +107,9 @@ class LabelContext(ABC):
         Trains a student, and returns its predictions. The stage is cached.
 
         Args:
-            labels ([`WeakLabels`]): Labels of some of the rows. The student is trained from the base model on the
-                training rows among them, with the method `naive`. Validation rows without a label here keep the label
-                of the supervisor.
+            labels ([`WeakLabels`]): Labels of some of the rows of this context. The student is trained from the base
+                model on the training rows among them, with the method `naive`. Validation rows without a label here
+                keep the label of the supervisor.
             predict ([`~datasets.Dataset`]): Rows to predict.
 
         Returns:

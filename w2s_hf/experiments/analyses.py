@@ -245,14 +245,17 @@ def probes(context: AnalysisContext) -> dict:
     """Relabels and filters the weak labels by probes, and trains a student on the labels of each variant."""
     rows_of_context = context.label_context
     kinds: dict[str, Literal["logistic", "knn"]] = {"logistic": "logistic", "kNN": "knn"}
-    variants = {"as they are": context.weak_labels}
+    variants: dict[str, WeakLabels] = {}
     variants |= {
         f"relabelled by {name}": relabelled_by_probe(rows_of_context, kind=kind) for name, kind in kinds.items()
     }
     variants |= {f"filtered by {name}": filtered_by_probe(rows_of_context, kind=kind) for name, kind in kinds.items()}
     variants["filtered by topology"] = filtered_by_topology(rows_of_context)
     results: dict[str, dict] = {}
-    for variant, labels in variants.items():
+    for variant in ("as they are", *variants):
+        labels: Any = context.weak_labels
+        if variant in variants:
+            labels = rows_of_context.with_own_ids(variants[variant], variant)
         rows = labelled(context.student_rows, labels)
         if not len(rows.train):  # no row has most of its neighbours in its class
             results[variant] = {"n_train": 0, "n_class_1": 0, "label_accuracy": None, "accuracy": None, "pgr": None}
@@ -319,7 +322,7 @@ def weak_errors(context: AnalysisContext) -> dict:
     parts_with_opinion = {name: with_opinion(rows, weak[name], **opinions) for name, rows in parts.items()}
     rows = Half(parts_with_opinion["student_half"], parts_with_opinion["student_validation"])
     for name, method in context.methods.items():
-        of_method = context.labels_of(name) if method.needs_supervisors else context.weak_labels
+        of_method = context.labels_of(name)
         predictions = context.predictions_of(
             "student-told",
             of_method,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from accelerate import PartialState
@@ -19,7 +19,7 @@ from ..results import SeedResult
 from ..tasks import Half, TaskSplits
 from .config import Own
 from .finetuner import Finetuned, Finetuner, prompt_of_head
-from .label_context import StudentRows, labelled
+from .label_context import StudentRows, labelled, labels_of_method
 from .model_queries import PROBED, ask, hidden_states, load_arrays, on_rank_0, save_arrays
 from .prompts import Prompts, prompts_of
 from .scores import Scorer, outputs_of, pgr_of
@@ -187,9 +187,21 @@ class AnalysisContext:
     def label_context(self) -> StudentRows:
         """The context of label transforms, without the true labels of the rows."""
         weak = self.trained["weak"]
-        return StudentRows.of(
-            self.student_rows, weak, (weak,), self.splits, self.models.student, self.prompts, self.seed, self.finetuner
-        )
+        return StudentRows.of(self.student_rows, weak, (weak,), **self._for_labels)
+
+    @property
+    def _for_labels(self) -> dict[str, Any]:
+        """The keyword arguments of [`labels_of_method`]."""
+        student, finetuner = self.models.student, self.finetuner
+        return {
+            "splits": self.splits, "student": student, "prompts": self.prompts, "seed": self.seed,
+            "finetuner": finetuner,
+        }  # fmt: skip
+
+    def transformed_labels(self, method: Method) -> LabelsById:
+        """Returns the labels of a method for all student rows, see [`labels_of_method`]."""
+        weak = self.trained["weak"]
+        return labels_of_method(method, self.splits.student, weak, (weak,), **self._for_labels)
 
     def ask(self, prompts: list[str], prompt_format: PromptFormat) -> np.ndarray:
         """Returns P(answer) of the student before any finetuning, `(N, 2)`; see [`answer_probabilities`]."""

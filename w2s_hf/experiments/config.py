@@ -491,11 +491,7 @@ class GenerationArguments(ExperimentArguments):
                 f"--transfer_tasks: got {' '.join(self.transfer_tasks)} for a task with completions, expected text "
                 "classification or pairs of responses. Leave the option out."
             )
-        wrong = [
-            name
-            for name, method in self.methods_by_name.items()
-            if method.loss != "xent" or (method.transform is not None and method.is_built_in)
-        ]
+        wrong = [name for name, method in self.methods_by_name.items() if method.needs_probabilities]
         if wrong:
             raise ValueError(
                 f"--methods: got {' '.join(wrong)}, expected naive, {BOOTSTRAP} or a method of your own with the loss "

@@ -16,6 +16,7 @@ from ..command_line import did_you_mean
 from ..config import AnyConfig, StudentConfig
 from ..demo.models import World, build_demo_model, one_thread
 from ..memory.check import check_fits
+from ..methods import Method
 from ..modeling import load_config, load_tokenizer
 from ..modeling.heads import unembedding_file
 from ..modeling.spec import ModelSpec
@@ -131,6 +132,9 @@ class Experiment:
         self.training_args, self.student_config = training_args, student_config.resolved(training_args.use_cpu)
         self.output_dir = Path(training_args.output_dir)
         self.transfer_tasks = find_transfer_tasks(task, args.transfer_tasks) if args.transfer_tasks else []
+        for method in args.methods_by_name.values():
+            _check_training_args(method, setting, training_args)
+        self._wanted_self_baselines = getattr(args, "self_baselines", None)
         self._inputs: dict[int, tuple[Models, TaskSplits]] = {}
         self._transfer_rows: dict[tuple, dict[str, TransferRows]] = {}
         if like is None:
@@ -173,7 +177,8 @@ class Experiment:
             self.transfer_rows(seed, self._splits[key])
             models = models or self._find_models(seed)
             n_examples, n_shots = len(self._splits[key].student_half), self.args.prompt_shots
-            if "prompting" in self.args.analyses and n_shots > n_examples:
+            is_prompted = "prompting" in self.args.analyses or getattr(self.args, "self_baselines", False)
+            if is_prompted and n_shots > n_examples:
                 raise ValueError(
                     f"--prompt_shots: got {n_shots}, expected at most {n_examples}, the number of training rows of "
                     "students. Use fewer examples."
@@ -192,11 +197,17 @@ class Experiment:
     def _decide_self_baselines(
         self, args: ClassificationArguments, splits: TaskSplits, student: ModelSpec, seed: int
     ) -> None:
-        """Sets `--self_baselines`, if it is unset, according to the student and its prompts."""
-        is_planned = bool(self.setting.further_steps(replace(args, linear_probe=False)))
-        is_possible = has_self_baselines(self.task, splits, args, student, seed)
-        if is_planned and not is_possible:
-            self.progress.cancel(SELF_BASELINES)
+        """
+        Sets `--self_baselines`, if it is unset, according to the student and its prompts. The baselines are computed
+        for all seeds or for none, and all seeds are checked before anything is trained.
+        """
+        if args.self_baselines is False:
+            return
+        wanted = replace(args, self_baselines=self._wanted_self_baselines)
+        is_possible = has_self_baselines(self.task, splits, wanted, student, seed, self.world(seed))
+        if not is_possible and self.setting.further_steps(replace(wanted, linear_probe=False)):
+            for _ in args.seeds:
+                self.progress.cancel(SELF_BASELINES)
         self.args = replace(args, self_baselines=is_possible)
 
     def _find_models(self, seed: int) -> Models:
@@ -277,8 +288,12 @@ class Experiment:
         """Raises `ValueError` if a prompt with examples is longer than the context of the student."""
         tokenizer = load_tokenizer(student.path, revision=student.revision)
         config = load_config(student.path, revision=student.revision)
+        prompts = prompts_of(task, self.args, None)
+        assert prompts is not None  # the task has texts
+        tests, examples = splits.test["text"][:], splits.student_half["text"][:]
         try:
-            check_prompt_lengths(tokenizer, config, task, splits, self.args, seed)
+            for texts in (tests, [task.content_free] * len(tests)):
+                check_prompt_lengths(tokenizer, config, prompts, texts, examples, self.args.prompt_shots, seed)
         except ValueError as error:
             raise ValueError(f"--analyses prompting: {student.name}, {task.name}: {error}") from error
 
@@ -570,6 +585,17 @@ class Experiment:
             for student in run.students:
                 student.fingerprint = StudentCard.from_results(results, run, student).fingerprint
         return results
+
+
+def _check_training_args(method: Method, setting: Setting, training_args: AnyConfig) -> None:
+    """Raises `ValueError` if the trainer refuses the training arguments of a method."""
+    if not method.training_args:
+        return
+    method.settings(training_args)  # refuses unknown arguments
+    try:
+        replace(training_args, **setting.arguments_of(method))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Method {method.name}: training_args: {error}") from error
 
 
 def scored_predictions(context: AnalysisContext) -> pa.Table:

@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..analysis.prompting import encode_prompts, few_shot_prompts
-from ..tasks import PromptFormat, Task, TaskSplits
+from ..tasks import PromptFormat, Task
 from ..tasks.task import AnyTask
 from .config import Own
 
@@ -60,21 +60,31 @@ def prompt_format_of(task: Task, args: Own) -> PromptFormat:
 
 
 def check_prompt_lengths(
-    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, task: Task, splits: TaskSplits, args: Own, seed: int
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    prompts: Prompts,
+    texts: Sequence[str],
+    examples: Sequence[str],
+    n_shots: int,
+    seed: int,
 ) -> None:
     """
-    Checks that the prompts of `--analyses prompting` fit the context of a model. The weak labels are not known yet, so
-    all examples have the answer with more tokens.
+    Checks that prompts with examples fit the context of a model. The weak labels are not known yet, so all examples
+    have the answer with more tokens.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]), config ([`~transformers.PreTrainedConfig`]): The
+            tokenizer and the configuration of the model.
+        prompts ([`Prompts`]): The prompts.
+        texts, examples (sequence of `str`): The rows to classify, and the rows to choose examples from.
+        n_shots (`int`): Number of examples per prompt.
+        seed (`int`): Seed of the choice of examples.
 
     Raises:
         ValueError: [`~w2s_hf.analysis.prompting.encode_prompts`] refuses a prompt.
     """
-    prompts = prompts_of(task, args, None)
-    assert prompts is not None  # the task has texts
-    tests, examples = (prompts.texts_of(part["text"][:]) for part in (splits.test, splits.student_half))
-    content_free = prompts.texts_of([task.content_free] * len(tests))
+    texts, examples = prompts.texts_of(texts), prompts.texts_of(examples)
     longer = int(np.argmax([len(ids) for ids in tokenizer(list(prompts.format.answers))["input_ids"]]))
     labels = [longer] * len(examples)
-    for texts in (tests, content_free):
-        of_texts = few_shot_prompts(texts, examples, labels, args.prompt_shots, prompts.format, seed=seed)
-        encode_prompts(tokenizer, of_texts, prompts.format, config)
+    of_texts = few_shot_prompts(texts, examples, labels, n_shots, prompts.format, seed=seed)
+    encode_prompts(tokenizer, of_texts, prompts.format, config)

@@ -1,7 +1,7 @@
 """Writes results.json, report.md, a figure and the card of each student."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -181,8 +181,11 @@ def _caveats(results: ExperimentResult) -> list[str]:
         if run.is_supervisor_at_chance(results.chance):
             chance = run.accuracy_of_guessing(results.chance) or 0.0
             lines += [f"{seed}: {sentence}" for sentence in supervisor_warning(run.weak.ci95, chance)]
-        methods = [student.method for student in run.students]
-        unsure = unsure_labels(methods, run.weak.label_confidence)
+        losses = {
+            student.method: results.settings.losses.get(student.method, {}).get("loss_type", "")
+            for student in run.students
+        }
+        unsure = unsure_labels(losses, run.weak.label_confidence)
         lines += [f"{seed}: {sentence}" for sentence in (*unsure, *_warmups(results, run))]
         reasons = {student.pgr_undefined for student in run.students} - {None}
         lines += [f"{seed}: PGR is undefined: {reason}" for reason in reasons]
@@ -234,9 +237,15 @@ _OWN_HARD_PREDICTIONS = {"confidence", "openai", "adaptive_confidence"}
 _MIN_LABEL_CONFIDENCE = 0.6
 
 
-def unsure_labels(methods: Iterable[str], confidence: float | None) -> list[str]:
-    """Returns a warning if the hard predictions of the student outweigh unsure weak labels in the loss of a method."""
-    outweighing = [method for method in methods if method in _OWN_HARD_PREDICTIONS]
+def unsure_labels(losses: Mapping[str, str], confidence: float | None) -> list[str]:
+    """
+    Returns a warning if the hard predictions of the student outweigh unsure weak labels in the loss of a method.
+
+    Args:
+        losses (`dict[str, str]`): The loss of each method, by the name of the method.
+        confidence (`float`, *optional*): The mean larger probability of the weak labels.
+    """
+    outweighing = [method for method, loss in losses.items() if loss in _OWN_HARD_PREDICTIONS]
     if confidence is None or confidence >= _MIN_LABEL_CONFIDENCE or not outweighing:
         return []
     return [

@@ -119,7 +119,15 @@ def run_seed(
             step = nullcontext() if method.transform is None else progress.group(labels_title(name))
             with step:
                 own_labels = labels_of_method(
-                    method, rows, weak, supervisors, splits, models.student, prompts, seed, finetuner
+                    method,
+                    rows,
+                    weak,
+                    supervisors,
+                    splits=splits,
+                    student=models.student,
+                    prompts=prompts,
+                    seed=seed,
+                    finetuner=finetuner,
                 )
             trained[name] = finetune(
                 f"student-{name}",
@@ -170,8 +178,9 @@ def _supervisor_warnings(
     history = json.loads((weak.directory / "training.json").read_text())
     loss = next((entry["train_loss"] for entry in reversed(history) if "train_loss" in entry), None)
     chance = setting.chance or 0.0  # the accuracy at chance is unknown if it depends on the rows
+    losses = {name: str(method.config["loss_type"]) for name, method in args.methods_by_name.items()}
     at_chance = supervisor_warning(scores["ci95"], chance, loss)
-    return [*at_chance, *unsure_labels(args.methods_by_name, label_confidence(weak, splits, args))]
+    return [*at_chance, *unsure_labels(losses, label_confidence(weak, splits, args))]
 
 
 def further_seeds(seed: int, n: int) -> list[int]:

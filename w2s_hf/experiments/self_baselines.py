@@ -11,14 +11,13 @@ from ..metrics import difference_interval
 from ..modeling import load_config, load_tokenizer
 from ..modeling.spec import ModelSpec
 from ..results import SELF_TRAINED, BaselineResult, DirectResult, SelfTrainedSummary
-from ..tasks import Task, TaskSplits
+from ..tasks import TaskSplits
 from ..tasks.prompt import answer_tokens
 from ..transforms import balanced
 from .analysis_context import AnalysisContext
 from .config import Own
 from .finetuner import Finetuned
 from .generative_finetuning import check_decoder
-from .label_context import labels_of_method
 from .prompts import check_prompt_lengths, prompts_of
 
 __all__ = [
@@ -46,7 +45,9 @@ class SelfBaselines:
     student: Finetuned
 
 
-def has_self_baselines(task: Own, splits: TaskSplits, args: Own, student: ModelSpec, seed: int) -> bool:
+def has_self_baselines(
+    task: Own, splits: TaskSplits, args: Own, student: ModelSpec, seed: int, world: Own = None
+) -> bool:
     """
     Returns whether the baselines are computed; see `--self_baselines`. They need a decoder that knows the answer words
     of the task, and prompts that fit its context. If one of these conditions is not met, the reason is logged.
@@ -54,18 +55,17 @@ def has_self_baselines(task: Own, splits: TaskSplits, args: Own, student: ModelS
     Raises:
         ValueError: The baselines are requested, and a condition is not met.
     """
-    wanted = getattr(args, "self_baselines", False)
-    if not isinstance(task, Task) or wanted is False or (wanted is None and args.demo):
+    wanted, prompts = getattr(args, "self_baselines", False), prompts_of(task, args, world)
+    if prompts is None or wanted is False or (wanted is None and args.demo):
         return False
     try:
         check_decoder(student, "--self_baselines")
-        if not args.demo:
-            tokenizer = load_tokenizer(student.path, revision=student.revision)
-            prompts = prompts_of(task, args, None)
-            assert prompts is not None  # the task has texts
-            answer_tokens(tokenizer, prompts.format)
-            config = load_config(student.path, revision=student.revision)
-            check_prompt_lengths(tokenizer, config, task, splits, args, seed)
+        tokenizer = load_tokenizer(student.path, revision=student.revision)
+        answer_tokens(tokenizer, prompts.format)
+        config = load_config(student.path, revision=student.revision)
+        texts, examples = splits.test["text"][:], splits.student_half["text"][:]
+        for n_shots in (0, args.prompt_shots):
+            check_prompt_lengths(tokenizer, config, prompts, texts, examples, n_shots, seed)
     except ValueError as error:
         if wanted:
             raise ValueError(f"--self_baselines: {student.name}, {task.name}: {error}") from error
@@ -89,17 +89,7 @@ def self_baselines(context: AnalysisContext) -> SelfBaselines:
         answers = context.ask(of_texts, prompts.format)
         predictions[name] = balanced(answers).astype(np.float32)
     method = METHODS["self_labels"]
-    labels = labels_of_method(
-        method,
-        splits.student,
-        context.trained["weak"],
-        (context.trained["weak"],),
-        splits,
-        context.models.student,
-        prompts,
-        context.seed,
-        context.finetuner,
-    )
+    labels = context.transformed_labels(method)
     student = context.finetune(
         f"student-{method.name}", labels, [context.test], rows=splits.student, title="student on its zero-shot answers"
     )

@@ -21,6 +21,7 @@ from transformers import AutoModel
 
 from ..experiments.cache import code_versions, library_versions
 from ..experiments.cli import COMMAND_LINES, options_of, parse_arguments
+from ..experiments.config import ClassificationArguments
 from ..experiments.experiment import Experiment, setting_of
 from ..experiments.report import ceiling_warnings
 from ..experiments.seed import train_supervisor
@@ -116,7 +117,7 @@ class Session:
                 "Got --transfer_tasks in --cell_config, expected a configuration without other tasks. Remove them, "
                 "and score the tasks with `w2s run`."
             )
-        if getattr(parsed[0], "self_baselines", False) is None:
+        if isinstance(parsed[0], ClassificationArguments) and parsed[0].self_baselines is None:
             parsed[0].self_baselines = False  # the table of a sweep has no baselines
         like = self._experiments.get(cell.setting)
         task = find_any_task(cell.task)

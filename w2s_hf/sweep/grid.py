@@ -198,7 +198,7 @@ def cells_of(args: SweepArguments, chain_models: dict[str, list[str]]) -> list[C
             reason = "bootstrap, and the student is not in --ladder"
         elif cell.method == BOOTSTRAP and not chain_of(models, cell.weak_model, cell.student_model):
             reason = "bootstrap, and --ladder has no model between supervisor and student"
-        elif cell.setting == "chess" and (method.loss != "xent" or method.transform and method.is_built_in):
+        elif cell.setting == "chess" and method.needs_probabilities:
             reason = "the method needs class probabilities, and chess moves are text"
         elif cell.setting != "classification" and method.needs_prompts:
             reason = "the method uses zero-shot answers, and pairs have no prompt"
