@@ -38,7 +38,7 @@ import numpy as np
 
 from .command_line import did_you_mean_path
 
-__all__ = ["code_fingerprint", "errors_with_lines", "find_in_file", "plain_code", "split_path"]
+__all__ = ["code_fingerprint", "described", "errors_with_lines", "find_in_file", "plain_code", "split_path"]
 
 
 def split_path(name: str) -> tuple[Path, str] | None:
@@ -170,6 +170,14 @@ def _unwrapped(function: Callable) -> Any:
 
 
 # ---- The code of a function ----
+
+
+def described(function: Callable) -> str:
+    """Returns the name of a function, with the arguments that `functools.partial` binds."""
+    if not isinstance(function, functools.partial):
+        return getattr(function, "__name__", type(function).__name__)
+    arguments = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
+    return f"{described(function.func)}({', '.join(arguments)})"
 
 
 def code_fingerprint(function: Callable) -> str:
