@@ -167,6 +167,13 @@ def test_a_transform_may_return_weights(tmp_path):
     assert_close(weights, expected[1])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_may_be_tensors(kind, tmp_path):
+    rows = with_weights(rows_of_kind(kind, 5))
+    rows = rows.remove_columns([name for name in ("id",) if name in rows.column_names])
+    assert trained(kind, rows.with_format("torch"), tmp_path)[0] == trained(kind, rows, tmp_path)[0]
+
+
 def test_weights_of_a_batch_stay_with_their_rows():
     tokenizer = make_tokenizer()
     tokenizer.padding_side = "left"
