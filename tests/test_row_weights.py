@@ -241,6 +241,23 @@ def test_a_collator_that_drops_or_changes_weights_is_refused(kind, tmp_path):
             trainer.train()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_with_and_without_weights_are_refused(kind, tmp_path):
+    for n_accumulated in (1, 2):  # batches of two steps, and of one step
+        options = {"rows_per_step": 2, "gradient_accumulation_steps": n_accumulated}
+        trainer = trainer_of(kind, rows_of_kind(kind, 6), tmp_path, **options)
+        collate, batches = trainer.data_collator, []
+
+        def other(rows, collate=collate, batches=batches):
+            batches.append(rows)
+            return collate(rows) | ({"weight": torch.ones(len(rows))} if len(batches) > 1 else {})
+
+        trainer.data_collator = other
+        with pytest.raises(ValueError, match="got batches with and without 'weight', expected it in all batches or in"):
+            trainer.train()
+        trainer.train()  # only batches with weights
+
+
 def test_virtual_tokens_have_no_weight(tmp_path):
     runs = []
     for weights in ([1.0] * 5, None, [2.0, 0.0, 0.0, 0.0, 1.0]):

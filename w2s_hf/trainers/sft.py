@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
-from .epochs import WholeEpochs
+from .epochs import WholeEpochs, refuse_weights_of_some
 from .resuming import ResumableTraining
 
 __all__ = ["ResumableSFTTrainer"]
@@ -59,7 +59,10 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         """
         batches, n_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._mean_weight = None
-        if any("weight" in batch for batch in batches):
+        has_weights = any("weight" in batch for batch in batches)
+        if self.accelerator.num_processes > 1:
+            refuse_weights_of_some(self.accelerator.gather(torch.tensor([has_weights], device=device)))
+        if has_weights:
             self._refuse_other_losses()
             sums = torch.zeros(2, device=device)
             for batch in batches:

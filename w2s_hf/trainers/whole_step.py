@@ -24,7 +24,7 @@ from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
 from ..modeling.heads import base_of
 from .agreement import MIN_ROWS, agreement_beyond_chance, latest_half
 from .checks import THRESHOLD_LOSSES, refuse_prompt_tuning, refuse_supervisor_labels
-from .epochs import WholeEpochs
+from .epochs import WholeEpochs, refuse_weights_of_some
 from .resuming import record_of
 from .row_loss import row_losses_of
 
@@ -99,10 +99,12 @@ class WholeStepLoss(WholeEpochs, ABC):
         n_rows = sum(
             int(batch["counts"].sum()) if "counts" in batch else self._n_rows(batch) for batch in micro_batches
         )
-        n_micro_batches = len(micro_batches)
+        n_micro_batches, has_weights = len(micro_batches), any("weight" in batch for batch in batches)
         if self.accelerator.num_processes > 1:
-            counts = torch.tensor([[n_rows, n_micro_batches]], device=device)
+            # All ranks take the same branch below only if all or none have weights.
+            counts = torch.tensor([[n_rows, n_micro_batches, has_weights]], device=device)
             counts = self.accelerator.gather(counts)
+            refuse_weights_of_some(counts[:, 2])
             n_rows, n_micro_batches = counts[:, 0].sum().item(), counts[:, 1].max().item()
         self._threshold = self._agreement = self._supervisor_sums = None
         if self.state.global_step == 0:
@@ -113,7 +115,7 @@ class WholeStepLoss(WholeEpochs, ABC):
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = [self._outputs_that_count(batch) for batch in micro_batches]
             self._threshold = self._global_threshold(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
-        if any("weight" in batch for batch in batches):
+        if has_weights:
             sums = [counted_weight(batch["weight"].to(device), batch.get("counts")).sum() for batch in batches]
             total = self.accelerator.gather(torch.stack(sums).sum()[None]).sum()
             return batches, total.where(total > 0, 1)  # if all weights are 0, the sum of the weighted losses is 0
