@@ -310,6 +310,15 @@ def test_the_column_and_the_loss_belong_together(kind, tmp_path):
             trainer.train()
 
 
+@pytest.mark.parametrize("kind", ["rows", "pairs"])
+def test_labels_of_a_collator_are_checked(kind, tmp_path):
+    trainer = make(tmp_path, with_supervisors(make_rows(6) if kind == "rows" else make_pairs(6, "random")))
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: dict(batch := collate(rows), supervisor_labels=-batch["supervisor_labels"])
+    with pytest.raises(ValueError, match=r"supervisor_labels: supervisor 1: got .* expected values in \[0, 1\]"):
+        trainer.train()
+
+
 def test_evaluation_uses_the_labels_of_the_rows(tmp_path):
     for rows in (make_rows(6), make_pairs(6, "random")):
         trainer = make(tmp_path, with_supervisors(rows))

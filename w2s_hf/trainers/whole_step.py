@@ -22,6 +22,7 @@ from ..hub import FILE_OPTIONS
 from ..modeling import load_config, load_student, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
 from ..modeling.heads import base_of
+from ..probabilities import as_supervisor_labels
 from .agreement import MIN_ROWS, agreement_beyond_chance, latest_half
 from .checks import THRESHOLD_LOSSES, refuse_prompt_tuning, refuse_supervisor_labels
 from .epochs import WholeEpochs, refuse_weights_of_some
@@ -95,6 +96,9 @@ class WholeStepLoss(WholeEpochs, ABC):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
             refuse_supervisor_labels(batch, "train_dataset", self.args.loss_type)
+            if "supervisor_labels" in batch:  # of the data collator of a user
+                n_classes = max(2, self.model.config.num_labels)  # a reward model has one output for two classes
+                as_supervisor_labels(batch["supervisor_labels"].float().cpu().numpy(), n_classes)
         micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
         n_rows = sum(
             int(batch["counts"].sum()) if "counts" in batch else self._n_rows(batch) for batch in micro_batches
