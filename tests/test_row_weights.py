@@ -148,7 +148,9 @@ def test_a_model_never_sees_weights_and_evaluation_does_not_use_them(kind, tmp_p
     trainer, names = trainer_of(kind, weighted, tmp_path, **(options if kind == "classes" else {})), set()
     trainer.model.register_forward_pre_hook(lambda model, args, inputs: names.update(inputs), with_kwargs=True)
     trainer.train()
-    assert trainer.evaluate(weighted)["eval_loss"] == trainer.evaluate(rows)["eval_loss"]
+    expected = trainer.evaluate(rows)["eval_loss"]
+    assert trainer.evaluate(weighted)["eval_loss"] == expected
+    assert trainer.evaluate(rows.add_column("weight", ["heavy"] * 5))["eval_loss"] == expected
     if kind != "completions":
         assert np.array_equal(trainer.predict(weighted).predictions, trainer.predict(rows).predictions)
         unlabelled = weighted.remove_columns("labels" if kind == "classes" else "soft_label")

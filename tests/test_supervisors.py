@@ -332,6 +332,7 @@ def test_evaluation_uses_the_labels_of_the_rows(tmp_path):
         unlabelled = with_supervisors(rows).remove_columns("labels" if "labels" in rows.column_names else "soft_label")
         assert np.array_equal(trainer.predict(unlabelled).predictions, trainer.predict(rows).predictions)
         invalid = with_supervisors(rows, 1)
+        assert trainer.evaluate(invalid)["eval_loss"] == expected
         assert np.array_equal(trainer.predict_proba(invalid), trainer.predict_proba(rows))
         assert inputs and not any("supervisor_labels" in kwargs for kwargs in inputs)
 

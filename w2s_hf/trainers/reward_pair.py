@@ -29,6 +29,7 @@ from .checks import (
     named_parts,
     refuse_frozen,
     refuse_longer,
+    without_training_columns,
 )
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
@@ -194,9 +195,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _prepare_dataset(
         self, dataset: _Pairs, processing_class: PreTrainedTokenizerBase, args: RewardConfig, dataset_name: str
     ) -> _Pairs:
+        name = f"{dataset_name}_dataset"
+        dataset = without_training_columns(dataset, name)
         if not isinstance(dataset, datasets.Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        name = f"{dataset_name}_dataset"
         if dataset.format["type"] == "custom" and "chosen_ids" not in dataset.column_names:
             raise ValueError(
                 f"{name}: Got texts with a transform, expected plain texts, since TRL would apply the transform "

@@ -33,6 +33,7 @@ from .checks import (
     refuse_longer,
     refuse_problem_type,
     warn_of_unread_ends,
+    without_training_columns,
 )
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
@@ -230,6 +231,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if needs_labels:
             check_weights(dataset, name)
             check_supervisor_labels(dataset, name, self.args.loss_type, _n_classes(self.model))
+        dataset = without_training_columns(dataset, name)
         if isinstance(dataset, datasets.IterableDataset):
             self._refuse_texts(dataset, name)
         if not isinstance(dataset, datasets.Dataset):
