@@ -303,7 +303,9 @@ def test_experiments_train_on_the_weights_of_the_labels(kind, tmp_path):
 
 def test_cards_tell_the_weights(tmp_path):
     trainer = trainer_of("classes", with_weights(make_rows(4), [0.0, 1.0, 2.0, 0.0]), tmp_path)
+    trainer.card.supervisor_weights = [0.7, 0.3]  # of the user
     trainer.create_model_card()
+    assert trainer.card.supervisor_weights == [0.7, 0.3]
     assert trainer.card.row_weights == {"mean": 0.75, "n_zero": 2}
     text = "The losses of the training rows were weighted. The mean weight is 0.75, and 2 rows have weight 0."
     assert text in (tmp_path / "README.md").read_text()

@@ -143,7 +143,7 @@ class WithStudentCard(TrainerMixin):
         train_rows = self.train_dataset
         if isinstance(train_rows, Dataset) and "weight" in train_rows.column_names:
             card.row_weights = summary_of_weights(np.asarray(train_rows.with_format("python")["weight"][:]))
-        card.supervisor_weights = supervisor_weights_of(self.state.log_history)
+        card.supervisor_weights = supervisor_weights_of(self.state.log_history) or card.supervisor_weights
         card.versions = card.versions or {name: version(name) for name in _LIBRARIES}
         directory.mkdir(parents=True, exist_ok=True)
         if card.weak and card.student and card.ceiling:
