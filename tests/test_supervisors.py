@@ -254,6 +254,11 @@ def test_labels_keep_the_labels_of_each_supervisor(tmp_path):
     assert "| supervisor_probabilities | probability of each class, for each supervisor |" in card
 
 
+def test_a_mean_of_labels_of_several_supervisors_is_refused():
+    with pytest.raises(ValueError, match="mean: got labels with supervisor_probabilities, expected the labels of one"):
+        WeakLabels.mean([two_supervisors(), replace(two_supervisors(), supervisor_probabilities=None)])
+
+
 def test_labels_are_extended_with_the_labels_of_each_supervisor():
     labels = two_supervisors()
     first = replace(labels, ids=labels.ids[:1], probabilities=labels.probabilities[:1],
