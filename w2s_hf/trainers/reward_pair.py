@@ -296,9 +296,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         weight = counts if weight is None else counted_weight(weight, counts)
         if soft_label is not None or self.args.loss_type != "xent" or self._loss is not None:
             if "margin" in inputs:
+                name = f"loss {self.args.loss_type!r}" if self._loss is None else "argument loss"
                 raise ValueError(
-                    f"Got a margin, expected no margin, since the loss {self.args.loss_type!r} on soft labels does "
-                    "not use it. Remove the column `margin`."
+                    f"Got a margin, expected no margin, since the {name} on soft labels does not use it. Remove the "
+                    "column `margin`."
                 )
             classes = self._classes(logits, soft_label, turned)
             if supervisor_labels is not None:
