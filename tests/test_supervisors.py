@@ -417,10 +417,14 @@ def test_experiments_train_on_the_labels_of_each_supervisor(kind, tmp_path):
 
 def test_cards_of_results_tell_the_weights():
     values = results()
-    assert "combine those of" not in card_of(values).render()
-    values["runs"][0]["students"][0]["supervisor_weights"] = [0.704, 0.096, 0.2]
+    result = values["runs"][0]["students"][0]
+    result["labels"] = {"n_train": 3, "accuracy": 0.8}
+    card = card_of(values).render()
+    assert "combine those of" not in card and "trained on 3 rows, and 20 % of their labels are wrong." in card
+    result["supervisor_weights"] = [0.704, 0.096, 0.2]
     text = (
         "The training labels combine those of 3 supervisors, whose weights were learned with the student: 0.70, 0.10, "
         "0.20."
     )
-    assert text in card_of(values).render()
+    card = card_of(values).render()
+    assert text in card and "trained on 3 rows.\n" in card and "labels are wrong" not in card
