@@ -74,7 +74,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
       TRL returns two rows per pair, block by block, and loses some of them in the last batch. Arguments may leave
       pairs out (`dataloader_drop_last`, `prediction_loss_only`). [`predict_proba`] always returns all pairs.
     - `evaluate`, `_prepare_dataset`: check pairs, and count the pairs over `max_length`. `predict` refuses such pairs.
-    - `_set_signature_columns_if_needed`, `_get_eval_sampler`: keep the column `soft_label` and the order of rows.
+    - `_set_signature_columns_if_needed`: keeps the columns `soft_label`, `weight` and `supervisor_labels`.
+    - `_get_eval_sampler`: keeps evaluation rows in order.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
     - `evaluation_loop`: names TRL's metrics, such as `accuracy`, after the evaluation set (`eval_a_accuracy`). Metrics
       of the same name that `compute_metrics` returns are not replaced.

@@ -69,6 +69,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
       first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
     - `training_step`: splits a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `_prepare_inputs`: moves padding to the side that the architecture needs, independent of `padding_side`.
+    - `_set_signature_columns_if_needed`: keeps the columns `weight` and `supervisor_labels`.
+    - `prediction_step`: removes both from a batch, because evaluation does not use them.
     - `evaluate`, `predict`: accept raw text, and `predict` accepts rows without labels.
     - `call_model_init`: disables dropout and casts adapters to float32 in models of `model_init`, too.
     - `_get_eval_sampler`: keeps evaluation rows in order if training groups rows by length.
