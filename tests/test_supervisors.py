@@ -255,7 +255,7 @@ def test_labels_keep_the_labels_of_each_supervisor(tmp_path):
 
 
 def test_a_mean_of_labels_of_several_supervisors_is_refused():
-    with pytest.raises(ValueError, match="mean: got labels with supervisor_probabilities, expected the labels of one"):
+    with pytest.raises(ValueError, match="mean: got labels with supervisor_probabilities, expected labels without"):
         WeakLabels.mean([two_supervisors(), replace(two_supervisors(), supervisor_probabilities=None)])
 
 

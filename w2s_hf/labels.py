@@ -378,8 +378,8 @@ class WeakLabels(LabelsById):
             )
         if any(member.supervisor_probabilities is not None for member in members):
             raise ValueError(
-                "mean: got labels with supervisor_probabilities, expected the labels of one supervisor in each member. "
-                "Pass the labels of all supervisors as members, with keep_supervisors=True to keep them."
+                "mean: got labels with supervisor_probabilities, expected labels without them. Pass the labels of "
+                "each supervisor as a member, with keep_supervisors=True to keep them."
             )
         first, *others = members
         of_each = [first.probabilities, *(other.of(first.ids) for other in others)]

@@ -98,8 +98,9 @@ class BootstrapTrainer(WeakToStrongTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
             The tokenizer of all links, or a list with a tokenizer for each link. Different vocabularies need rows of
             text. The tokenizer is loaded if the model is a name.
-        quantization_config, peft_config, loss (*optional*): As in [`WeakToStrongTrainer`], for every link. The loss
-            must be a function or a `functools.partial` of a function, whose code a resumed chain compares.
+        quantization_config, peft_config (*optional*): As in [`WeakToStrongTrainer`], for every link.
+        loss ([`~w2s_hf.losses.RowLoss`], *optional*): As in [`WeakToStrongTrainer`], for every link. It must be a
+            function or a `functools.partial` of a function. A resumed chain compares its code.
         kwargs: The arguments `compute_metrics`, `callbacks`, `optimizer_cls_and_kwargs` and
             `preprocess_logits_for_metrics` of [`~transformers.Trainer`]. Callbacks are called for all links.
 

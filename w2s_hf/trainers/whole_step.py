@@ -94,10 +94,11 @@ class WholeStepLoss(WholeEpochs, ABC):
         would count the elements of the labels, and a soft label has C elements.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        config: Any = self.model.config
         for batch in batches:
             refuse_supervisor_labels(batch, "train_dataset", self.args.loss_type)
-            if "supervisor_labels" in batch:  # of the data collator of a user
-                n_classes = max(2, self.model.config.num_labels)  # a reward model has one output for two classes
+            if "supervisor_labels" in batch:  # a collator of the user may return other labels than those of the rows
+                n_classes = max(2, config.num_labels)  # a reward model has one output for two classes
                 as_supervisor_labels(batch["supervisor_labels"].float().cpu().numpy(), n_classes)
         micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
         n_rows = sum(
