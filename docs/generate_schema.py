@@ -104,7 +104,8 @@ TEXTS = {
     "TransferResult.weak": "The weak supervisor.",
     "TransferResult.ceiling": "The strong ceiling.",
     "MethodSummary.transfer": "Results on the test rows of other tasks, by the name of the task.",
-    "LabelsResult.accuracy": "Share of the training rows with a correct label.",
+    "LabelsResult.accuracy": "Share of the training rows with a correct label. For the loss `learned_supervisors`, "
+    "the label is the mean of the labels of all supervisors.",
     "SelfTrainedSummary.method": "Method of the student that is trained on the weak labels.",
     "SelfTrainedSummary.accuracy_mean": "Mean accuracy of the student that is trained on its own zero-shot answers.",
     "SeedResult.weak": "The weak supervisor.",

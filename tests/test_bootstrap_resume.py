@@ -12,6 +12,7 @@ from helpers.training import arguments, with_weights
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from w2s_hf import BootstrapTrainer, WeakLabels, WeakToStrongTrainer, load_student
+from w2s_hf.trainers.chain import ChainDirectory
 
 # A learning rate so high that a later step is worse than an earlier one.
 KEEP_BEST = {
@@ -175,6 +176,18 @@ def test_other_settings_are_not_mixed_into_a_chain(changes, message, whole):
     with pytest.raises(ValueError, match=message):
         bootstrap(whole, **changes).train(resume_from_checkpoint=resume)
     assert files(whole) == before
+
+
+def test_a_chain_that_was_begun_before_an_argument_existed_is_resumed(tmp_path):
+    chain, settings = ChainDirectory(tmp_path, N_LINKS), {"loss_type": "xent", "reverse_smoothing": 0.1, "loss": "a"}
+    chain.begin({"loss_type": "xent", "loss": "a"})
+    assert chain.resume(settings) == 0
+    for changes, message in (
+        ({"reverse_smoothing": 0.2}, "reverse_smoothing: got 0.2, expected 0.1"),
+        ({"loss": "b"}, "loss: got 'b', expected 'a'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chain.resume(settings | changes)
 
 
 def test_a_chain_that_was_not_begun_is_not_resumed(tmp_path):

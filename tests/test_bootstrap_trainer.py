@@ -297,6 +297,15 @@ def test_what_no_chain_can_be_made_of_is_refused_before_anything_trains(options,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_loss_without_a_hash_of_its_code_is_refused_before_anything_trains(tmp_path):
+    class Loss:
+        def __call__(self, logits, soft_labels, step):
+            return logits.sum(dim=1)
+
+    with pytest.raises(TypeError, match="^loss: Got a function with a value of type Loss, expected a function"):
+        bootstrap(tmp_path, loss=Loss())
+
+
 def test_a_chain_needs_its_own_arguments(tmp_path):
     with pytest.raises(ValueError, match="got a WeakToStrongConfig, expected a BootstrapConfig"):
         BootstrapTrainer(student, 1, WeakToStrongConfig(output_dir=str(tmp_path)), train_dataset=FIRST)

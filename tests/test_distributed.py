@@ -76,6 +76,11 @@ def test_rows_that_cannot_be_split_are_spoken_of_at_the_start(results):
     assert "got even_batches=False, expected True. Some of 2 processes would have no batch" in uneven
 
 
+def test_weights_on_one_rank_only_are_refused_on_both(results):
+    for errors in results[1]["weights"]:
+        assert len(errors) == 2 and all("got batches with and without 'weight'" in error for error in errors)
+
+
 def test_ranks_cut_alike_where_a_pass_is_a_collective(results):
     reference = torch.tensor(results[0]["trajectories"]["xent whole"])
     trajectory = torch.tensor(results[1]["trajectories"]["xent tokens, cut alike"])

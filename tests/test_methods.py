@@ -5,14 +5,17 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.models import make_rows
+from helpers.chains import student
+from helpers.models import make_rows, make_tokenizer
 from helpers.training import arguments, train
+from transformers import TrainerControl, TrainerState
 
 from w2s_hf import METHODS, Method, WeakToStrongConfig, WeakToStrongTrainer, transforms
 from w2s_hf.experiments.config import ClassificationArguments, GenerationArguments
 from w2s_hf.losses import LOSS_TYPES, Step
 from w2s_hf.methods import BOOTSTRAP, NAIVE, find_method, find_methods
 from w2s_hf.trainers.row_loss import check_row_loss, row_losses_of
+from w2s_hf.trainers.student_card import StudentCardCallback
 
 FILE = """
 from w2s_hf import Method
@@ -235,6 +238,23 @@ def test_a_trainer_has_either_a_loss_or_a_loss_type(model_of, tokenizer, tmp_pat
     with pytest.raises(TypeError, match="loss: got 'product', expected a function of logits, soft labels and step"):
         check_row_loss("product", config)
     check_row_loss(None, config)
+
+
+def test_cards_of_trainers_name_the_loss_of_a_user(tmp_path):
+    args = arguments(tmp_path)
+    for loss, has_hash in (
+        (squared_error, True),
+        (partial(squared_error, factor=2), True),
+        (partial(squared_error, factor=object()), False),
+    ):
+        trainer = WeakToStrongTrainer(student(0), args, processing_class=make_tokenizer(), loss=loss)
+        callback = next(one for one in trainer.callback_handler.callbacks if isinstance(one, StudentCardCallback))
+        callback.on_train_begin(args, TrainerState(max_steps=3), TrainerControl())
+        settings = trainer.card.settings
+        assert trainer.card.method == "squared_error" and "loss_type" not in settings
+        if has_hash:  # as in results of a method with this loss
+            assert Method("m", loss).settings(args).items() <= settings.items()
+    assert settings["loss"].startswith("squared_error(factor=<object") and "code" not in settings
 
 
 def test_a_batch_of_eight_is_two_of_four(model_of, tokenizer, tmp_path):

@@ -72,6 +72,11 @@ def test_a_margin_that_is_not_read_is_refused(soft_label, loss_type, message, tm
     pairs = make_pairs(24, soft_label).add_column("margin", [0.5] * 24)
     with pytest.raises(ValueError, match=message):
         train_pairs(tmp_path, pairs, loss_type=loss_type)
+    if soft_label is None:
+        args, options = pair_arguments(tmp_path), {"processing_class": make_tokenizer()}
+        trainer = RewardPairTrainer(reward_model(), args, train_dataset=pairs, loss=lambda *args: None, **options)
+        with pytest.raises(ValueError, match="since the argument loss on soft labels does not use it"):
+            trainer.train()
 
 
 def test_the_loss_is_the_one_in_the_docstring(tmp_path):

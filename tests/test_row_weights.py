@@ -148,7 +148,9 @@ def test_a_model_never_sees_weights_and_evaluation_does_not_use_them(kind, tmp_p
     trainer, names = trainer_of(kind, weighted, tmp_path, **(options if kind == "classes" else {})), set()
     trainer.model.register_forward_pre_hook(lambda model, args, inputs: names.update(inputs), with_kwargs=True)
     trainer.train()
-    assert trainer.evaluate(weighted)["eval_loss"] == trainer.evaluate(rows)["eval_loss"]
+    expected = trainer.evaluate(rows)["eval_loss"]
+    assert trainer.evaluate(weighted)["eval_loss"] == expected
+    assert trainer.evaluate(rows.add_column("weight", ["heavy"] * 5))["eval_loss"] == expected
     if kind != "completions":
         assert np.array_equal(trainer.predict(weighted).predictions, trainer.predict(rows).predictions)
         unlabelled = weighted.remove_columns("labels" if kind == "classes" else "soft_label")
@@ -165,6 +167,13 @@ def test_a_transform_may_return_weights(tmp_path):
     steps, weights = trained("classes", transformed, tmp_path, remove_unused_columns=False)
     assert [entry["loss"] for entry in steps] == [entry["loss"] for entry in expected[0]]
     assert_close(weights, expected[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_may_be_tensors(kind, tmp_path):
+    rows = with_weights(rows_of_kind(kind, 5))
+    rows = rows.remove_columns([name for name in ("id",) if name in rows.column_names])
+    assert trained(kind, rows.with_format("torch"), tmp_path)[0] == trained(kind, rows, tmp_path)[0]
 
 
 def test_weights_of_a_batch_stay_with_their_rows():
@@ -234,6 +243,23 @@ def test_a_collator_that_drops_or_changes_weights_is_refused(kind, tmp_path):
             trainer.train()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_with_and_without_weights_are_refused(kind, tmp_path):
+    for n_accumulated in (1, 2):  # batches of two steps, and of one step
+        options = {"rows_per_step": 2, "gradient_accumulation_steps": n_accumulated}
+        trainer = trainer_of(kind, rows_of_kind(kind, 6), tmp_path, **options)
+        collate, batches = trainer.data_collator, []
+
+        def other(rows, collate=collate, batches=batches):
+            batches.append(rows)
+            return collate(rows) | ({"weight": torch.ones(len(rows))} if len(batches) > 1 else {})
+
+        trainer.data_collator = other
+        with pytest.raises(ValueError, match="got batches with and without 'weight', expected it in all"):
+            trainer.train()
+        trainer.train()  # only batches with weights
+
+
 def test_virtual_tokens_have_no_weight(tmp_path):
     runs = []
     for weights in ([1.0] * 5, None, [2.0, 0.0, 0.0, 0.0, 1.0]):
@@ -277,7 +303,9 @@ def test_experiments_train_on_the_weights_of_the_labels(kind, tmp_path):
 
 def test_cards_tell_the_weights(tmp_path):
     trainer = trainer_of("classes", with_weights(make_rows(4), [0.0, 1.0, 2.0, 0.0]), tmp_path)
+    trainer.card.supervisor_weights = [0.7, 0.3]  # of the user
     trainer.create_model_card()
+    assert trainer.card.supervisor_weights == [0.7, 0.3]
     assert trainer.card.row_weights == {"mean": 0.75, "n_zero": 2}
     text = "The losses of the training rows were weighted. The mean weight is 0.75, and 2 rows have weight 0."
     assert text in (tmp_path / "README.md").read_text()

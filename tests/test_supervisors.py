@@ -254,6 +254,11 @@ def test_labels_keep_the_labels_of_each_supervisor(tmp_path):
     assert "| supervisor_probabilities | probability of each class, for each supervisor |" in card
 
 
+def test_a_mean_of_labels_of_several_supervisors_is_refused():
+    with pytest.raises(ValueError, match="mean: got labels with supervisor_probabilities, expected labels without"):
+        WeakLabels.mean([two_supervisors(), replace(two_supervisors(), supervisor_probabilities=None)])
+
+
 def test_labels_are_extended_with_the_labels_of_each_supervisor():
     labels = two_supervisors()
     first = replace(labels, ids=labels.ids[:1], probabilities=labels.probabilities[:1],
@@ -310,6 +315,15 @@ def test_the_column_and_the_loss_belong_together(kind, tmp_path):
             trainer.train()
 
 
+@pytest.mark.parametrize("kind", ["rows", "pairs"])
+def test_labels_of_a_collator_are_checked(kind, tmp_path):
+    trainer = make(tmp_path, with_supervisors(make_rows(6) if kind == "rows" else make_pairs(6, "random")))
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: dict(batch := collate(rows), supervisor_labels=-batch["supervisor_labels"])
+    with pytest.raises(ValueError, match=r"supervisor_labels: supervisor 1: got .* expected values in \[0, 1\]"):
+        trainer.train()
+
+
 def test_evaluation_uses_the_labels_of_the_rows(tmp_path):
     for rows in (make_rows(6), make_pairs(6, "random")):
         trainer = make(tmp_path, with_supervisors(rows))
@@ -323,6 +337,7 @@ def test_evaluation_uses_the_labels_of_the_rows(tmp_path):
         unlabelled = with_supervisors(rows).remove_columns("labels" if "labels" in rows.column_names else "soft_label")
         assert np.array_equal(trainer.predict(unlabelled).predictions, trainer.predict(rows).predictions)
         invalid = with_supervisors(rows, 1)
+        assert trainer.evaluate(invalid)["eval_loss"] == expected
         assert np.array_equal(trainer.predict_proba(invalid), trainer.predict_proba(rows))
         assert inputs and not any("supervisor_labels" in kwargs for kwargs in inputs)
 
@@ -376,9 +391,9 @@ def test_experiments_train_on_the_labels_of_each_supervisor(kind, tmp_path):
     assert finetuner.fingerprint(both) != finetuner.fingerprint(truth)
     assert finetuner.fingerprint(both) != finetuner.fingerprint(with_supervisors(truth, seed=6))
     assert finetuner.fingerprint(both, with_labels=False) == finetuner.fingerprint(truth, with_labels=False)
-    # The keys of other losses are those of older versions.
+    # Options that a loss does not read do not change the key of a stage.
     changed = {name: 9.0 for name in LOSS_ARGUMENTS["learned_supervisors"]}
-    assert not set(changed) & set(finetuner.settings_of(changed))
+    assert finetuner.settings_of(changed) == finetuner.settings_of({})
     own = finetuner.settings_of(changed | {"loss_type": "learned_supervisors"})
     assert {name: own[name] for name in changed} == {name: "9.0" for name in changed}
 
@@ -402,10 +417,14 @@ def test_experiments_train_on_the_labels_of_each_supervisor(kind, tmp_path):
 
 def test_cards_of_results_tell_the_weights():
     values = results()
-    assert "combine those of" not in card_of(values).render()
-    values["runs"][0]["students"][0]["supervisor_weights"] = [0.704, 0.096, 0.2]
+    result = values["runs"][0]["students"][0]
+    result["labels"] = {"n_train": 3, "accuracy": 0.8}
+    card = card_of(values).render()
+    assert "combine those of" not in card and "trained on 3 rows, and 20 % of their labels are wrong." in card
+    result["supervisor_weights"] = [0.704, 0.096, 0.2]
     text = (
         "The training labels combine those of 3 supervisors, whose weights were learned with the student: 0.70, 0.10, "
         "0.20."
     )
-    assert text in card_of(values).render()
+    card = card_of(values).render()
+    assert text in card and "trained on 3 rows.\n" in card and "labels are wrong" not in card

@@ -219,14 +219,14 @@ ATTRIBUTES = {
     ),
     "transformers.trainer_utils:TrainerMemoryTracker": ("cur_stage", "peak_monitoring"),
     "transformers.trainer_pt_utils:BatchRebalanceSampler": ("has_tail", "remainder", "dp_size", "grad_accum"),
-    "trl.trainer.sft_trainer:SFTTrainer": ("_metrics", "_total_train_tokens", "_tp_size"),
+    "trl.trainer.sft_trainer:SFTTrainer": ("_metrics", "_total_train_tokens", "_tp_size", "log_probs"),
     "trl.trainer.reward_trainer:RewardTrainer": ("_metrics", "_total_train_tokens", "_tp_size"),
     "peft.utils.other:ModulesToSaveWrapper": ("modules_to_save", "original_module", "active_adapters"),
     "bitsandbytes.nn.modules:Linear4bit": ("support_avx512bf16_for_cpu", "packing_format_for_cpu"),
 }
 
 # An older version in CHECKED lacks these names. The values are the first versions of the library that have them.
-SINCE = {"_tp_size": "1.13"}
+SINCE = {"_tp_size": "1.13", "log_probs": "1.16"}
 
 
 def cpu_capabilities() -> dict[str, Any]:
@@ -408,6 +408,32 @@ def forget_trained_tokens(trainer: Any, n_tokens: int) -> None:
     """
     trainer._total_train_tokens -= n_tokens // getattr(trainer, "_tp_size", 1)
     next_log(trainer, "train")["num_tokens"] = [trainer._total_train_tokens]
+
+
+def weight_token_losses(outputs: Any, labels: Any, weight: Any, n_tokens: Any) -> None:
+    """
+    Weights the losses of tokens in the outputs of a model, from which an SFTTrainer computes the loss of a batch. TRL
+    1.16 sums the negative `log_probs`. TRL 1.0 reads the `loss` of the model, a sum over `n_tokens` tokens.
+    There is no public replacement. `labels` and `weight` have the shape `(B, T - 1)`, without the first token.
+    """
+    from torch.nn.functional import cross_entropy, pad
+
+    if getattr(outputs, "log_probs", None) is not None:
+        log_probs = outputs.log_probs
+        n_virtual = log_probs.shape[1] - weight.shape[1]  # virtual tokens of prompt tuning have no loss
+        outputs["log_probs"] = log_probs * pad(weight, (n_virtual, 0)).to(log_probs.device)
+        return
+    if getattr(outputs, "logits", None) is None:
+        raise ValueError(
+            f"weight: got rows with weights and outputs with {', '.join(outputs)}, expected `logits` or `log_probs` "
+            "(TRL 1.0 or 1.16). Remove the column `weight`, or install one of these versions."
+        )
+    # In TRL 1.0, the model has summed the losses. This layout is that of its loss, so that the gradients of both terms
+    # cancel exactly for weight 0.
+    logits = outputs.logits[:, -weight.shape[1] - 1 : -1].float()  # without virtual tokens of prompt tuning
+    targets, factors = labels.flatten().to(logits.device), weight.flatten().to(logits.device) - 1
+    difference = (factors * cross_entropy(logits.flatten(0, 1), targets, reduction="none")).sum()
+    outputs["loss"] = outputs.loss + difference / n_tokens
 
 
 def restore_forward(model: Any) -> None:

@@ -149,6 +149,8 @@ def _weight_of(rows: list[dict]) -> dict[str, torch.Tensor]:
     if not any("weight" in row for row in rows):
         return {}
     values: list = [row.get("weight") for row in rows]
+    # Rows of a dataset with the format of torch have tensors without dimensions.
+    values = [value.item() if torch.is_tensor(value) and value.ndim == 0 else value for value in values]
     return {"weight": torch.from_numpy(as_weights(values))}
 
 

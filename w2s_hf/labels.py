@@ -384,12 +384,17 @@ class WeakLabels(LabelsById):
         """
         Returns the mean labels of several supervisors for the same rows, in the order of the first supervisor. With
         `keep_supervisors`, the result also has the labels of each supervisor. Raises `ValueError` for labels with
-        weights.
+        weights, or with labels of each supervisor.
         """
         if any(member.weights is not None for member in members):
             raise ValueError(
                 "mean: got labels with weights, expected labels without weights. Compute the mean first, and set "
                 "weights for the result."
+            )
+        if any(member.supervisor_probabilities is not None for member in members):
+            raise ValueError(
+                "mean: got labels with supervisor_probabilities, expected labels without them. Pass the labels of "
+                "each supervisor as a member, with keep_supervisors=True to keep them."
             )
         first, *others = members
         of_each = [first.probabilities, *(other.of(first.ids) for other in others)]

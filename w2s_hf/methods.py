@@ -14,7 +14,7 @@ from .config import LossArguments
 from .labels import LabelsById
 from .losses import LOSS_TYPES, RowLoss
 from .transforms import LabelContext
-from .user_code import code_fingerprint, find_in_file, split_path
+from .user_code import code_fingerprint, described, find_in_file, split_path
 
 __all__ = ["BOOTSTRAP", "METHODS", "NAIVE", "Method", "find_method", "find_methods"]
 
@@ -146,9 +146,9 @@ class Method:
         if isinstance(self.loss, str) and isinstance(training_args, LossArguments):
             settings = training_args.loss_settings(self.loss)
         elif not isinstance(self.loss, str):
-            settings["loss"] = _described(self.loss)
+            settings["loss"] = described(self.loss)
         if self.transform is not None:
-            settings["transform"] = _described(self.transform)
+            settings["transform"] = described(self.transform)
         if not self.is_built_in:
             facts = {"code": self.code, "source": self.source}
             settings |= {name: value for name, value in facts.items() if value}
@@ -178,26 +178,6 @@ class Method:
     def is_built_in(self) -> bool:
         """Returns whether the method is a method of the package."""
         return METHODS.get(self.name) is self
-
-
-def _described(function: Callable) -> str:
-    """Returns the name of a function, with the arguments that `functools.partial` binds."""
-    if not isinstance(function, partial):
-        return getattr(function, "__name__", type(function).__name__)
-    arguments = [
-        *map(_shown, function.args),
-        *(f"{name}={_shown(value)}" for name, value in function.keywords.items()),
-    ]
-    return f"{_described(function.func)}({', '.join(arguments)})"
-
-
-def _shown(value: object) -> str:
-    """Returns an argument as text that is the same in every process, without paths of this machine."""
-    if isinstance(value, str):
-        return repr(Path(value).name if Path(value).is_absolute() else value)
-    if isinstance(value, bool | int | float | None):
-        return repr(value)
-    return _described(value) if callable(value) else type(value).__name__
 
 
 NAIVE = Method("naive", source="Burns et al. 2023, section 3: cross-entropy with the weak labels")

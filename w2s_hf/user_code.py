@@ -38,7 +38,7 @@ import numpy as np
 
 from .command_line import did_you_mean_path
 
-__all__ = ["code_fingerprint", "errors_with_lines", "find_in_file", "plain_code", "split_path"]
+__all__ = ["code_fingerprint", "described", "errors_with_lines", "find_in_file", "plain_code", "split_path"]
 
 
 def split_path(name: str) -> tuple[Path, str] | None:
@@ -170,6 +170,25 @@ def _unwrapped(function: Callable) -> Any:
 
 
 # ---- The code of a function ----
+
+
+def described(function: Callable) -> str:
+    """
+    Returns the name of a function, with the arguments that `functools.partial` binds. The text is the same in every
+    process, and has no paths of this machine.
+    """
+    if not isinstance(function, functools.partial):
+        return getattr(function, "__name__", type(function).__name__)
+    named = (f"{name}={_shown(value)}" for name, value in function.keywords.items())
+    return f"{described(function.func)}({', '.join([*map(_shown, function.args), *named])})"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return repr(Path(value).name if Path(value).is_absolute() else value)
+    if isinstance(value, bool | int | float | None):
+        return repr(value)
+    return described(value) if callable(value) else type(value).__name__
 
 
 def code_fingerprint(function: Callable) -> str:

@@ -37,7 +37,7 @@ def bootstrap(
     output_dir, rows=None, model_init=student, n_links=N_LINKS, tokenizer=None, cls=BootstrapTrainer, **kwargs
 ):
     """Returns a trainer. Keyword arguments that it does not accept are training arguments."""
-    names = ("callbacks", "compute_metrics", "eval_dataset", "optimizers", "peft_config")
+    names = ("callbacks", "compute_metrics", "eval_dataset", "loss", "optimizers", "peft_config")
     options = {name: kwargs.pop(name) for name in names if name in kwargs}
     # With 16 rows in steps of 8, the last of 3 steps is not the last step of an epoch.
     args = arguments(output_dir, BootstrapConfig, **({"lr_scheduler_type": "linear"} | kwargs))

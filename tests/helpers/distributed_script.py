@@ -14,7 +14,7 @@ from packaging.version import Version
 from helpers.chains import student
 from helpers.models import make_character_tokenizer, make_language_model, make_model, make_rows, make_tokenizer
 from helpers.training import arguments, make_pairs, train, train_pairs
-from helpers.uneven_rows import train_all
+from helpers.uneven_rows import make, train_all
 from w2s_hf import WeakToStrongTrainer
 from w2s_hf.generation import complete
 
@@ -71,6 +71,24 @@ def said_at_the_start(directory: Path) -> list[str]:
     return messages
 
 
+def refused_weights(directory: Path) -> list[list[str]]:
+    """Returns the errors of both ranks if only the batches of rank 1 have weights, for rows and for completions."""
+    errors = []
+    for kind in ("classes", "completions"):
+        trainer = make(kind, 10, {}, directory / kind, 2, [])
+        collate = trainer.data_collator
+
+        def other(rows, collate=collate, n_weights=trainer.args.process_index):
+            return collate(rows) | ({"weight": torch.ones(len(rows))} if n_weights else {})
+
+        trainer.data_collator = other
+        try:
+            trainer.train()
+        except ValueError as error:
+            errors.append(str(error))
+    return gather_object([errors])
+
+
 def main(output: Path) -> None:
     import torch.distributed as dist
     from accelerate import PartialState
@@ -91,6 +109,7 @@ def main(output: Path) -> None:
     result["trajectories"]["own loss"] = trajectory.tolist()
     if world > 1:
         result["said"] = said_at_the_start(output.parent / "said")
+        result["weights"] = refused_weights(output.parent / "weights")
         result["alike"] = cut_alike(output.parent, cuts["tokens"], result["trajectories"])
     # The last batch is incomplete: 21 rows in batches of 4 per rank.
     trainer = WeakToStrongTrainer(

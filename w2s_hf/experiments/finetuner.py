@@ -363,9 +363,6 @@ class Finetuner:
         values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
         if values.get("aux_start") == "first_step":
             del values["aux_start"]  # older versions have keys without this option
-        for name in LOSS_ARGUMENTS["learned_supervisors"]:
-            if name not in read:
-                values.pop(name, None)  # as for aux_start
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def settings_of_predictions(self, spec: ModelSpec) -> dict:

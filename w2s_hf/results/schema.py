@@ -164,7 +164,8 @@ class LabelsResult(Record):
 
     Args:
         n_train (`int`): Number of training rows. A method may leave out rows.
-        accuracy (`float`): Share of these rows with a correct label.
+        accuracy (`float`): Share of these rows with a correct label. For the loss `learned_supervisors`, the label is
+            the mean of the labels of all supervisors.
         confidence (`float`, *optional*): Mean larger probability of the labels; `None` for text labels.
         weights (`dict`, *optional*): The weights of the rows, if there are weights: their `mean`, and `n_zero`, the
             number of rows with weight 0.

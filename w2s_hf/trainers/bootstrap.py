@@ -98,7 +98,9 @@ class BootstrapTrainer(WeakToStrongTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or a list of them, *optional*):
             The tokenizer of all links, or a list with a tokenizer for each link. Different vocabularies need rows of
             text. The tokenizer is loaded if the model is a name.
-        quantization_config, peft_config, loss (*optional*): As in [`WeakToStrongTrainer`], for every link.
+        quantization_config, peft_config (*optional*): As in [`WeakToStrongTrainer`], for every link.
+        loss ([`~w2s_hf.losses.RowLoss`], *optional*): As in [`WeakToStrongTrainer`], for every link. It must be a
+            function or a `functools.partial` of a function. A resumed chain compares its code.
         kwargs: The arguments `compute_metrics`, `callbacks`, `optimizer_cls_and_kwargs` and
             `preprocess_logits_for_metrics` of [`~transformers.Trainer`]. Callbacks are called for all links.
 
@@ -108,6 +110,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
             unused column looks like labels or weights. Weights are invalid. The loss is for two classes and labels
             have more. Tokenized rows are used with different tokenizers. There are `optimizers`, which belong to one
             model. `args` is not a [`BootstrapConfig`] or has `use_liger_kernel=True`.
+        TypeError: The loss is another kind of callable, or depends on a value whose change would not be noticed.
 
     Example:
 
@@ -146,7 +149,12 @@ class BootstrapTrainer(WeakToStrongTrainer):
         args = BootstrapConfig() if args is None else args
         check_arguments(args, BootstrapConfig)
         check_row_loss(loss, args)
-        self._loss = loss
+        self._loss, self._loss_code = loss, None
+        if loss is not None:
+            try:
+                self._loss_code = code_fingerprint(loss)
+            except TypeError as error:
+                raise TypeError(f"loss: {error}") from error
         if n_links < 1:
             raise ValueError(f"n_links: got {n_links}, expected at least 1. Set it to 1 or more.")
         if "optimizers" in kwargs:
@@ -228,7 +236,7 @@ class BootstrapTrainer(WeakToStrongTrainer):
         chain = self._chain
         settings = chain_settings(self.args, self._rows, self._first_labels, self._adapting)
         if self._loss is not None:
-            settings["loss"] = code_fingerprint(self._loss)
+            settings["loss"] = self._loss_code
         n_finished = self._on_main_process(chain.resume if resume_from_checkpoint else chain.begin, settings)
         labels = self._first_labels
         for link in range(self.n_links):

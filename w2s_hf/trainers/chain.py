@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
@@ -44,6 +44,9 @@ _ARGUMENTS = (
     "eval_strategy", "eval_steps", "neftune_noise_alpha", "max_length", "dataset_text_field", "disable_dropout",
     "hard_labels", "loss_type", *dict.fromkeys(chain.from_iterable(LOSS_ARGUMENTS.values())),
 )  # fmt: skip
+
+# A chain that was begun before an argument existed has its default.
+_DEFAULTS = {argument.name: argument.default for argument in fields(BootstrapConfig) if argument.name in _ARGUMENTS}
 
 
 class NoStudent(nn.Module):
@@ -259,9 +262,10 @@ class ChainDirectory:
             )
         begun = json.loads(file.read_text())
         for name in {**settings, **begun}:
-            if begun.get(name) != settings.get(name):
+            expected = begun.get(name, _DEFAULTS.get(name))
+            if expected != settings.get(name):
                 raise ValueError(
-                    f"{name}: got {settings.get(name)!r}, expected {begun.get(name)!r}, with which the chain in "
+                    f"{name}: got {settings.get(name)!r}, expected {expected!r}, with which the chain in "
                     f"{self.root} was begun. Set it to this value, or begin a new chain in another output_dir."
                 )
         finished = [self.is_finished(link) for link in range(self.n_links)]

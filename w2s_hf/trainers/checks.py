@@ -35,6 +35,7 @@ __all__ = [
     "refuse_prompt_tuning",
     "refuse_supervisor_labels",
     "warn_of_unread_ends",
+    "without_training_columns",
 ]
 
 logger = get_logger(__name__)
@@ -296,9 +297,12 @@ _PAIR_COLUMNS = (
 
 def check_weights(dataset: Any, name: str) -> None:
     """
-    Raises `ValueError` for a column `weight` that has no valid weights, see [`w2s_hf.probabilities.as_weights`], or
-    whose weights of training rows are all 0. Weights that a transform or a stream returns are checked batch by batch.
+    Raises `ValueError` for a column `weight` of training rows that has no valid weights, see
+    [`w2s_hf.probabilities.as_weights`], or whose weights are all 0. Weights that a transform or a stream returns are
+    checked batch by batch. Evaluation does not use this column.
     """
+    if not name.startswith("train_dataset"):
+        return
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return
     if "weight" not in dataset.column_names:
@@ -309,11 +313,25 @@ def check_weights(dataset: Any, name: str) -> None:
         )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if name.startswith("train_dataset") and len(weights) and not weights.any():
+    if len(weights) and not weights.any():
         raise ValueError(
             f"{name}: got weight 0 in all {len(weights)} rows, expected a positive weight in at least one row. "
             "Correct the column `weight`, or remove it to give equal weight to all rows."
         )
+
+
+def without_training_columns(dataset: Any, name: str) -> Any:
+    """
+    Returns rows for evaluation or prediction without the columns `weight` and `supervisor_labels`, which only a
+    training uses. Training rows, and rows with a transform, are returned unchanged.
+    """
+    is_table = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
+    if name.startswith("train_dataset") or not is_table:
+        return dataset
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom":
+        return dataset
+    present = [column for column in ("weight", "supervisor_labels") if column in (dataset.column_names or ())]
+    return dataset.remove_columns(present) if present else dataset
 
 
 def check_supervisor_labels(dataset: Any, name: str, loss_type: str, n_classes: int = 2) -> None:

@@ -67,7 +67,9 @@ class CompletionTrainer(OrderedEvaluation, WithStudentCard, ResumableSFTTrainer)
       `metric_for_best_model` that the evaluation does not report. It also refuses an evaluation if weights are split
       over processes.
     - `get_batch_samples`, `training_step`, `prediction_step`: give no loss to rows that accelerate repeats to fill the
-      last batch; see [`w2s_hf.trainers.epochs.WholeEpochs`].
+      last batch; see [`w2s_hf.trainers.epochs.WholeEpochs`]. The first two weight the losses of tokens in the outputs
+      of the model, with a forward hook.
+    - `_set_signature_columns_if_needed`: keeps the column `weight`.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
 
     Args:

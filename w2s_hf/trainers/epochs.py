@@ -22,7 +22,7 @@ from .._compat import (
 from ..probabilities import as_weights
 from .mixins import TrainerMixin
 
-__all__ = ["EpochSampler", "WholeEpochs"]
+__all__ = ["EpochSampler", "WholeEpochs", "refuse_weights_of_some"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class WholeEpochs(TrainerMixin):
     Subclasses that replace `get_train_dataloader` are not checked for these cases.
     """
 
+    _has_weights: bool | None = None  # whether the earlier batches of this training have weights
+
     @abstractmethod
     def _n_rows(self, batch: dict) -> int:
         """Returns the number of rows of a batch, repeated rows included."""
@@ -104,6 +106,7 @@ class WholeEpochs(TrainerMixin):
         Raises:
             ValueError: With `even_batches=False`, some processes would have no batch in the last step of an epoch.
         """
+        self._has_weights = None
         dataloader: Any = super().get_train_dataloader()
         sampler = getattr(dataloader, "batch_sampler", None)
         rebalanced = sampler.batch_sampler if isinstance(sampler, BatchSamplerShard) else sampler
@@ -150,6 +153,9 @@ class WholeEpochs(TrainerMixin):
     def _check_weight(self, batch: dict) -> dict:
         """Returns a batch with `weight` `(B,)` float32, or the same batch if the training rows have no weights."""
         weight = batch.get("weight")
+        if self._has_weights not in (None, weight is not None):
+            raise ValueError(_SOME_WEIGHTS)
+        self._has_weights = weight is not None
         if weight is None:
             rows = self.train_dataset
             if isinstance(rows, Dataset) and rows.format["type"] != "custom" and "weight" in rows.column_names:
@@ -202,6 +208,21 @@ class WholeEpochs(TrainerMixin):
     def _forget_tokens(self, n_tokens: torch.Tensor) -> None:
         """Subtracts tokens of repeated rows from the number of tokens that TRL's trainers log."""
         forget_trained_tokens(self, int(self.accelerator.gather(n_tokens).sum()))
+
+
+_SOME_WEIGHTS = (
+    "weight: got batches with and without 'weight', expected it in all batches or in none. Return `weight` for every "
+    "batch."
+)
+
+
+def refuse_weights_of_some(has_weights: torch.Tensor) -> None:
+    """
+    Raises `ValueError` if only some processes have batches with weights. All processes call this function with the
+    same `has_weights`, one number per process.
+    """
+    if has_weights.any() and not has_weights.all():
+        raise ValueError(_SOME_WEIGHTS)
 
 
 def _rows_of_step(shard: BatchSamplerShard) -> int:

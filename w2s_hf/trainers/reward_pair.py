@@ -29,6 +29,7 @@ from .checks import (
     named_parts,
     refuse_frozen,
     refuse_longer,
+    without_training_columns,
 )
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
@@ -73,7 +74,8 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
       TRL returns two rows per pair, block by block, and loses some of them in the last batch. Arguments may leave
       pairs out (`dataloader_drop_last`, `prediction_loss_only`). [`predict_proba`] always returns all pairs.
     - `evaluate`, `_prepare_dataset`: check pairs, and count the pairs over `max_length`. `predict` refuses such pairs.
-    - `_set_signature_columns_if_needed`, `_get_eval_sampler`: keep the column `soft_label` and the order of rows.
+    - `_set_signature_columns_if_needed`: keeps the columns `soft_label`, `weight` and `supervisor_labels`.
+    - `_get_eval_sampler`: keeps evaluation rows in order.
     - `create_model_card`, `push_to_hub`: as in [`WeakToStrongTrainer`].
     - `evaluation_loop`: names TRL's metrics, such as `accuracy`, after the evaluation set (`eval_a_accuracy`). Metrics
       of the same name that `compute_metrics` returns are not replaced.
@@ -194,9 +196,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
     def _prepare_dataset(
         self, dataset: _Pairs, processing_class: PreTrainedTokenizerBase, args: RewardConfig, dataset_name: str
     ) -> _Pairs:
+        name = f"{dataset_name}_dataset"
+        dataset = without_training_columns(dataset, name)
         if not isinstance(dataset, datasets.Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        name = f"{dataset_name}_dataset"
         if dataset.format["type"] == "custom" and "chosen_ids" not in dataset.column_names:
             raise ValueError(
                 f"{name}: Got texts with a transform, expected plain texts, since TRL would apply the transform "
@@ -294,9 +297,10 @@ class RewardPairTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Resum
         weight = counts if weight is None else counted_weight(weight, counts)
         if soft_label is not None or self.args.loss_type != "xent" or self._loss is not None:
             if "margin" in inputs:
+                name = f"loss {self.args.loss_type!r}" if self._loss is None else "argument loss"
                 raise ValueError(
-                    f"Got a margin, expected no margin, since the loss {self.args.loss_type!r} on soft labels does "
-                    "not use it. Remove the column `margin`."
+                    f"Got a margin, expected no margin, since the {name} on soft labels does not use it. Remove the "
+                    "column `margin`."
                 )
             classes = self._classes(logits, soft_label, turned)
             if supervisor_labels is not None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
-from .epochs import WholeEpochs
+from .._compat import weight_token_losses
+from .epochs import WholeEpochs, refuse_weights_of_some
 from .resuming import ResumableTraining
 
 __all__ = ["ResumableSFTTrainer"]
@@ -59,7 +59,10 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         """
         batches, n_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._mean_weight = None
-        if any("weight" in batch for batch in batches):
+        has_weights = any("weight" in batch for batch in batches)
+        if self.accelerator.num_processes > 1:
+            refuse_weights_of_some(self.accelerator.gather(torch.tensor([has_weights], device=device)))
+        if has_weights:
             self._refuse_other_losses()
             sums = torch.zeros(2, device=device)
             for batch in batches:
@@ -101,22 +104,7 @@ class ResumableSFTTrainer(WholeEpochs, ResumableTraining, SFTTrainer):
         weight = _by_token(weight, inputs)[:, 1:] / (self._mean_weight or 1)
 
         def weight_losses(module: nn.Module, args: tuple, outputs: Any) -> Any:
-            if getattr(outputs, "log_probs", None) is not None:  # TRL 1.16 sums these negative losses
-                log_probs = outputs.log_probs
-                n_virtual = log_probs.shape[1] - weight.shape[1]  # virtual tokens of prompt tuning have no loss
-                outputs["log_probs"] = log_probs * pad(weight, (n_virtual, 0)).to(log_probs.device)
-                return outputs
-            if getattr(outputs, "logits", None) is None:
-                raise ValueError(
-                    f"weight: got rows with weights and outputs with {', '.join(outputs)}, expected `logits` or "
-                    "`log_probs` (TRL 1.0 or 1.16). Remove the column `weight`, or install one of these versions."
-                )
-            # In TRL 1.0, the model has summed the losses. This layout is that of its loss, so that the gradients of
-            # both terms cancel exactly for weight 0.
-            logits = outputs.logits[:, -weight.shape[1] - 1 : -1].float()  # without virtual tokens of prompt tuning
-            targets, factors = labels.flatten().to(logits.device), weight.flatten().to(logits.device) - 1
-            difference = (factors * cross_entropy(logits.flatten(0, 1), targets, reduction="none")).sum()
-            outputs["loss"] = outputs.loss + difference / n_tokens
+            weight_token_losses(outputs, labels, weight, n_tokens)
             return outputs
 
         hook = model.register_forward_hook(weight_losses)

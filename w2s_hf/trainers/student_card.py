@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,11 +17,13 @@ from .._compat import commit_hash, save_model
 from ..cards import FIGURE, StudentCard
 from ..config import CompletionConfig, LossArguments, hardware
 from ..hub import PushError, commit_files, is_repository_id, owner_of_token
+from ..losses import RowLoss
 from ..modeling.heads import base_of
 from ..plots import plot_gap
 from ..probabilities import summary_of_weights
 from ..publish import STUDENT_FILES, push_again, student_files
 from ..training_settings import training_settings
+from ..user_code import code_fingerprint, described
 from .mixins import TrainerMixin
 
 __all__ = ["StudentCardCallback", "WithStudentCard", "supervisor_weights_of"]
@@ -40,17 +43,21 @@ class StudentCardCallback(TrainerCallback):
 
     Args:
         card ([`StudentCard`]): The card of the trainer.
+        loss ([`~w2s_hf.losses.RowLoss`], *optional*): The trainer's own loss, which replaces `args.loss_type`.
     """
 
-    def __init__(self, card: StudentCard):
-        self.card = card
+    def __init__(self, card: StudentCard, loss: RowLoss | None = None):
+        self.card, self.loss = card, loss
         self._written: dict = {}
         self._started, self._is_whole = 0.0, True
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self._started = time.monotonic()
         by_user = {name: value for name, value in self.card.settings.items() if self._written.get(name) != value}
-        self._written = args.loss_settings(args.loss_type) if isinstance(args, LossArguments) else {}
+        if self.loss is not None:
+            self._written = _settings_of(self.loss)
+        else:
+            self._written = args.loss_settings(args.loss_type) if isinstance(args, LossArguments) else {}
         self._written |= training_settings(args) | {"optimizer steps": state.max_steps}
         self.card.settings = self._written | by_user
         # The time before a resume is not known.
@@ -60,7 +67,8 @@ class StudentCardCallback(TrainerCallback):
         if self.card.seed is None:
             self.card.seed = args.seed
         if self.card.method is None and isinstance(args, LossArguments):
-            self.card.method = "naive" if args.loss_type == "xent" else args.loss_type
+            name = "naive" if args.loss_type == "xent" else args.loss_type
+            self.card.method = name if self.loss is None else described(self.loss).partition("(")[0]
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.card.seconds = time.monotonic() - self._started if self._is_whole else None
@@ -83,7 +91,7 @@ class WithStudentCard(TrainerMixin):
         super().__init__(*args, **kwargs)
         if not hasattr(self, "card"):  # all links of a chain share one card
             self.card = StudentCard(setting=self._card_setting, task_type=self._card_task_type)
-            self.add_callback(StudentCardCallback(self.card))
+            self.add_callback(StudentCardCallback(self.card, getattr(self, "_loss", None)))
 
     def create_model_card(  # type: ignore[override]  # transformers has another order than TRL
         self,
@@ -135,7 +143,7 @@ class WithStudentCard(TrainerMixin):
         train_rows = self.train_dataset
         if isinstance(train_rows, Dataset) and "weight" in train_rows.column_names:
             card.row_weights = summary_of_weights(np.asarray(train_rows.with_format("python")["weight"][:]))
-        card.supervisor_weights = supervisor_weights_of(self.state.log_history)
+        card.supervisor_weights = supervisor_weights_of(self.state.log_history) or card.supervisor_weights
         card.versions = card.versions or {name: version(name) for name in _LIBRARIES}
         directory.mkdir(parents=True, exist_ok=True)
         if card.weak and card.student and card.ceiling:
@@ -201,6 +209,14 @@ def supervisor_weights_of(history: list[dict]) -> list[float] | None:
     """Returns the final weights of the supervisors in a log history, or `None` if no weights were learned."""
     last: dict = next((entry for entry in reversed(history) if "supervisor_weight_1" in entry), {})
     return [value for name, value in last.items() if name.startswith("supervisor_weight_")] or None
+
+
+def _settings_of(loss: RowLoss) -> dict[str, str]:
+    """Returns the name of a loss of the user, and the hash of its code, as [`Method.settings`] does."""
+    settings = {"loss": described(loss)}
+    with suppress(TypeError):  # some callables have no hash, and the training needs none
+        settings["code"] = code_fingerprint(loss)
+    return settings
 
 
 def _loading(base: PreTrainedModel) -> dict:

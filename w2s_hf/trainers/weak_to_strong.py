@@ -33,6 +33,7 @@ from .checks import (
     refuse_longer,
     refuse_problem_type,
     warn_of_unread_ends,
+    without_training_columns,
 )
 from .evaluation import OrderedEvaluation
 from .resuming import ResumableTraining
@@ -68,6 +69,8 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
       first step; see [`w2s_hf.trainers.resuming.ResumableTraining`].
     - `training_step`: splits a batch into micro-batches of bounded padded tokens (`max_tokens_per_micro_batch`).
     - `_prepare_inputs`: moves padding to the side that the architecture needs, independent of `padding_side`.
+    - `_set_signature_columns_if_needed`: keeps the columns `weight` and `supervisor_labels`.
+    - `prediction_step`: removes both from a batch, because evaluation does not use them.
     - `evaluate`, `predict`: accept raw text, and `predict` accepts rows without labels.
     - `call_model_init`: disables dropout and casts adapters to float32 in models of `model_init`, too.
     - `_get_eval_sampler`: keeps evaluation rows in order if training groups rows by length.
@@ -230,6 +233,7 @@ class WeakToStrongTrainer(WholeStepLoss, OrderedEvaluation, WithStudentCard, Res
         if needs_labels:
             check_weights(dataset, name)
             check_supervisor_labels(dataset, name, self.args.loss_type, _n_classes(self.model))
+        dataset = without_training_columns(dataset, name)
         if isinstance(dataset, datasets.IterableDataset):
             self._refuse_texts(dataset, name)
         if not isinstance(dataset, datasets.Dataset):

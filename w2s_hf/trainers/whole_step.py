@@ -22,9 +22,10 @@ from ..hub import FILE_OPTIONS
 from ..modeling import load_config, load_student, load_tokenizer
 from ..modeling.adapters import fresh_adapter, keep_4bit_gradients
 from ..modeling.heads import base_of
+from ..probabilities import as_supervisor_labels
 from .agreement import MIN_ROWS, agreement_beyond_chance, latest_half
 from .checks import THRESHOLD_LOSSES, refuse_prompt_tuning, refuse_supervisor_labels
-from .epochs import WholeEpochs
+from .epochs import WholeEpochs, refuse_weights_of_some
 from .resuming import record_of
 from .row_loss import row_losses_of
 
@@ -93,16 +94,22 @@ class WholeStepLoss(WholeEpochs, ABC):
         would count the elements of the labels, and a soft label has C elements.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        config: Any = self.model.config
         for batch in batches:
             refuse_supervisor_labels(batch, "train_dataset", self.args.loss_type)
+            if "supervisor_labels" in batch:  # a collator of the user may return other labels than those of the rows
+                n_classes = max(2, config.num_labels)  # a reward model has one output for two classes
+                as_supervisor_labels(batch["supervisor_labels"].float().cpu().numpy(), n_classes)
         micro_batches = [micro_batch for batch in batches for micro_batch in self._micro_batches(batch)]
         n_rows = sum(
             int(batch["counts"].sum()) if "counts" in batch else self._n_rows(batch) for batch in micro_batches
         )
-        n_micro_batches = len(micro_batches)
+        n_micro_batches, has_weights = len(micro_batches), any("weight" in batch for batch in batches)
         if self.accelerator.num_processes > 1:
-            counts = torch.tensor([[n_rows, n_micro_batches]], device=device)
+            # All ranks take the same branch below only if all or none have weights.
+            counts = torch.tensor([[n_rows, n_micro_batches, has_weights]], device=device)
             counts = self.accelerator.gather(counts)
+            refuse_weights_of_some(counts[:, 2])
             n_rows, n_micro_batches = counts[:, 0].sum().item(), counts[:, 1].max().item()
         self._threshold = self._agreement = self._supervisor_sums = None
         if self.state.global_step == 0:
@@ -113,7 +120,7 @@ class WholeStepLoss(WholeEpochs, ABC):
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = [self._outputs_that_count(batch) for batch in micro_batches]
             self._threshold = self._global_threshold(*(torch.cat(parts) for parts in zip(*outputs, strict=True)))
-        if any("weight" in batch for batch in batches):
+        if has_weights:
             sums = [counted_weight(batch["weight"].to(device), batch.get("counts")).sum() for batch in batches]
             total = self.accelerator.gather(torch.stack(sums).sum()[None]).sum()
             return batches, total.where(total > 0, 1)  # if all weights are 0, the sum of the weighted losses is 0
