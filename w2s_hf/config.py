@@ -12,7 +12,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 
 from ._compat import cpu_capabilities, is_torch_bf16_gpu_available, is_torch_xla_available
 from .command_line import did_you_mean
-from .losses import LOSS_ARGUMENTS, LOSS_TYPES
+from .losses import LOSS_ARGUMENTS, LOSS_TYPES, OWN_LOSS
 
 __all__ = [
     "HEAD_INITS",
@@ -135,7 +135,8 @@ class LossArguments(_OwnDefaults):
 
     Args:
         loss_type (`str`, *optional*, defaults to `"xent"`):
-            Loss on the weak labels, one of `w2s_hf.losses.LOSS_TYPES`. `"confidence"` is the paper's auxiliary
+            Loss on the weak labels, one of `w2s_hf.losses.LOSS_TYPES`, or `"own"` for a function that is passed to the
+            trainer as `loss`. `"confidence"` is the paper's auxiliary
             confidence loss (appendix A.4); `"openai"` is the same loss under the schedule of the published code
             (openai/weak-to-strong, loss.py).
         aux_coef (`float`, *optional*, defaults to `0.5`):
@@ -314,7 +315,7 @@ class LossArguments(_OwnDefaults):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.loss_type not in LOSS_TYPES:
+        if self.loss_type not in (*LOSS_TYPES, OWN_LOSS):
             raise ValueError(
                 f"loss_type: got {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}."
                 + did_you_mean(self.loss_type, LOSS_TYPES)
@@ -372,7 +373,7 @@ class LossArguments(_OwnDefaults):
     @property
     def has_auxiliary_term(self) -> bool:
         """Returns whether the loss has a term whose weight rises from 0 to `aux_coef`."""
-        return "aux_coef" in LOSS_ARGUMENTS[self.loss_type]
+        return "aux_coef" in LOSS_ARGUMENTS.get(self.loss_type, ())
 
     @property
     def resolved_aux_warmup_ratio(self) -> float:
@@ -386,7 +387,7 @@ class LossArguments(_OwnDefaults):
 
     def loss_settings(self, loss_type: str) -> dict[str, str | float | None]:
         """Returns the name of a loss, and the arguments that it uses."""
-        settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in LOSS_ARGUMENTS[loss_type]}
+        settings = {"loss_type": loss_type} | {name: getattr(self, name) for name in LOSS_ARGUMENTS.get(loss_type, ())}
         if "aux_warmup_ratio" in settings:
             settings["aux_warmup_ratio"] = self._warmup_ratio_of(loss_type)
         if settings.get("aux_start") == "first_step":

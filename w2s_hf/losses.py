@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 __all__ = [
     "LOSS_ARGUMENTS",
     "LOSS_TYPES",
+    "OWN_LOSS",
     "RowLoss",
     "Step",
     "adaptive_confidence_loss",
@@ -50,6 +51,8 @@ LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "learned_supervisors": ("supervisor_learning_rate", "supervisor_warmup_epochs"),
 }
 LOSS_TYPES = tuple(LOSS_ARGUMENTS)
+# This `loss_type` stands for a function that is passed to the trainer as `loss`.
+OWN_LOSS = "own"
 
 _SMALLEST_PROBABILITY = 1e-6  # of the labels of supervisors, whose logarithms are used
 

@@ -12,7 +12,7 @@ from . import transforms
 from .command_line import did_you_mean
 from .config import LossArguments
 from .labels import LabelsById
-from .losses import LOSS_TYPES, RowLoss
+from .losses import LOSS_TYPES, OWN_LOSS, RowLoss
 from .transforms import LabelContext
 from .user_code import code_fingerprint, described, find_in_file, split_path
 
@@ -121,8 +121,11 @@ class Method:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The keyword arguments of the trainer's configuration: `loss_type`, and `training_args`."""
-        return {"loss_type": self.loss if isinstance(self.loss, str) else "xent", **self.training_args}
+        """
+        The keyword arguments of the trainer's configuration: `loss_type`, and `training_args`. If the loss is a
+        function, `loss_type` is `"own"`, and the trainer needs the function as `loss`.
+        """
+        return {"loss_type": self.loss if isinstance(self.loss, str) else OWN_LOSS, **self.training_args}
 
     def settings(self, training_args: Any) -> dict[str, Any]:
         """

@@ -25,6 +25,7 @@ from ..results.predictions import PREDICTIONS, predictions_table, write_predicti
 from ..tasks import GenerationTask, PreferenceTask, PromptFormat, Task, TaskSplits, find_task
 from ..tasks.prompt import answer_tokens, head_tokens
 from ..tasks.splits import TransferRows
+from ..trainers.row_loss import try_row_loss
 from .analyses import analyse, analysis_notes, analysis_title, prompted
 from .analysis_context import AnalysisContext
 from .cache import DEMO_SOURCES, StageCache, library_versions
@@ -133,7 +134,7 @@ class Experiment:
         self.output_dir = Path(training_args.output_dir)
         self.transfer_tasks = find_transfer_tasks(task, args.transfer_tasks) if args.transfer_tasks else []
         for method in args.methods_by_name.values():
-            _check_training_args(method, setting, training_args)
+            _check_method(method, setting, training_args)
         self._wanted_self_baselines = getattr(args, "self_baselines", None)
         self._inputs: dict[int, tuple[Models, TaskSplits]] = {}
         self._transfer_rows: dict[tuple, dict[str, TransferRows]] = {}
@@ -587,8 +588,10 @@ class Experiment:
         return results
 
 
-def _check_training_args(method: Method, setting: Setting, training_args: AnyConfig) -> None:
-    """Raises `ValueError` if the trainer refuses the training arguments of a method."""
+def _check_method(method: Method, setting: Setting, training_args: AnyConfig) -> None:
+    """Raises `ValueError` if the loss of a method fails, or the trainer refuses its training arguments."""
+    if method.loss_function is not None:
+        try_row_loss(method.loss_function)
     if not method.training_args:
         return
     method.settings(training_args)  # refuses unknown arguments

@@ -1,24 +1,33 @@
 """Checks the loss of a user, a function of logits, soft labels and step, and its results."""
 
+import logging
+
 import torch
 
 from .. import losses
 from ..config import LossArguments
 from ..user_code import errors_with_lines
 
-__all__ = ["check_row_loss", "row_losses_of"]
+__all__ = ["check_row_loss", "row_losses_of", "try_row_loss"]
+
+logger = logging.getLogger(__name__)
 
 
 def check_row_loss(loss: losses.RowLoss | None, args: LossArguments) -> None:
-    """Raises an error if the `loss` of a trainer is no function, or contradicts `args.loss_type`."""
+    """Raises an error if the `loss` of a trainer is missing, is no function, or contradicts `args.loss_type`."""
     if loss is None:
+        if args.loss_type == losses.OWN_LOSS:
+            raise ValueError(
+                f"loss_type: got {args.loss_type!r} and no loss, expected a function. Pass the function to the "
+                "trainer as `loss`, such as `loss=my_method.loss_function`."
+            )
         return
     if not callable(loss):
         raise TypeError(
             f"loss: got {loss!r}, expected a function of logits, soft labels and step. For a loss of the package, set "
             "args.loss_type."
         )
-    if args.loss_type != "xent":
+    if args.loss_type not in ("xent", losses.OWN_LOSS):
         raise ValueError(
             f"Got a loss function and loss_type={args.loss_type!r}, expected one of them. Leave loss_type out."
         )
@@ -55,3 +64,25 @@ def row_losses_of(
             f"{soft_labels[row].tolist()}, expected a finite loss. Use log_softmax, and clamp probabilities."
         )
     return row_losses.float()
+
+
+def try_row_loss(loss: losses.RowLoss, n_classes: int = 2) -> None:
+    """
+    Calls the loss of a user on four random rows, to find its errors before anything is trained. Warns if the loss of a
+    row depends on other rows.
+
+    Raises:
+        ValueError: See [`row_losses_of`].
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, n_classes, generator=generator, requires_grad=True)
+    soft_labels = torch.rand(4, n_classes, generator=generator).softmax(dim=-1)
+    whole, again, part = (
+        row_losses_of(loss, logits[:n_rows], soft_labels[:n_rows], losses.Step(0, 1)).detach() for n_rows in (4, 4, 2)
+    )
+    if torch.equal(whole, again) and not torch.allclose(whole[:2], part, rtol=1e-4, atol=1e-6):
+        logger.warning(
+            f"loss {getattr(loss, '__name__', type(loss).__name__)}: the losses of two rows change if other rows are "
+            "in the batch. The rows of a step are divided into micro-batches, so the result depends on this division. "
+            "Use only values of the row itself."
+        )
