@@ -24,6 +24,7 @@ from w2s_hf.experiments.experiment import Experiment, scored_predictions
 from w2s_hf.experiments.finetuner import Finetuner
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
 from w2s_hf.labels import Completion, WeakLabels
+from w2s_hf.methods import METHODS
 from w2s_hf.modeling.spec import ModelSpec
 from w2s_hf.tasks import Half, find_task
 
@@ -49,7 +50,7 @@ def context(cache, tmp_path_factory):
 def test_a_watched_training_ends_as_one_without_early_stopping(context):
     plain = {"load_best_model_at_end": False, "metric_for_best_model": None, "eval_strategy": "no"}
     rows = [context.splits.student_validation, context.test]
-    plain["method"] = "confidence"
+    plain["method"] = METHODS["confidence"]
     unwatched, watched = (
         context.finetune("s", context.weak_labels, rows, n_snapshots=n_snapshots, **plain) for n_snapshots in (0, 2)
     )

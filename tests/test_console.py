@@ -16,6 +16,7 @@ from helpers.running import SMALL, TINY, recipe_here
 from w2s_hf.experiments import console
 from w2s_hf.experiments.console import Progress, quiet_libraries, run_recipe
 from w2s_hf.experiments.seed import planned_models
+from w2s_hf.methods import NAIVE
 
 IN_A_PROCESS = """
 import sys
@@ -143,7 +144,7 @@ def test_all_steps_of_a_run_are_counted(name, cache, tmp_path):
 
 
 def test_the_steps_of_a_chain_on_the_same_rows_are_planned():
-    args = SimpleNamespace(methods=["bootstrap"], n_supervisors=1, link_rows="same")
+    args = SimpleNamespace(methods_by_name={"bootstrap": NAIVE}, n_supervisors=1, link_rows="same")
     steps = planned_models(args, "weak", "student", ["link"], has_control=False)
     assert Counter(steps) == {"weak": 1, "student": 3, "link": 1}
 
