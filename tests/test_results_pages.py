@@ -23,6 +23,7 @@ from w2s_hf.experiments import cli
 from w2s_hf.experiments.config import ClassificationArguments
 from w2s_hf.experiments.report import run_settings
 from w2s_hf.experiments.settings.classification import LINEAR_PROBE
+from w2s_hf.methods import BOOTSTRAP, METHODS
 from w2s_hf.metrics import difference_interval, rounded
 from w2s_hf.results import PREDICTIONS, ExperimentResult, PgrSummary, read_predictions
 from w2s_hf.results.predictions import predictions_table, write_predictions
@@ -31,6 +32,7 @@ from w2s_hf.tasks.chess import CHESS_PUZZLES
 
 sys.path.insert(0, str(ROOT / "results"))
 import build  # noqa: E402
+import methods  # noqa: E402
 import run  # noqa: E402
 
 PAGE = run.read_page()
@@ -749,3 +751,10 @@ def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
     run.main(command)
     check_predictions(tables.parent / "demo" / "b")
     assert not (tables.parent / "demo" / "b" / "check.json").exists()
+
+
+def test_the_table_of_methods_follows_the_files():
+    page = methods.write_page()
+    assert page == methods.PAGE.read_text(encoding="utf-8"), "run `python results/methods.py`"
+    for name in (*METHODS, BOOTSTRAP):
+        assert f"\n| `{name}`" in page.partition(methods.BEGIN)[2], name
