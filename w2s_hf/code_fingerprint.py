@@ -81,7 +81,7 @@ def _digest(value: Any, place: str | None) -> str:
 
 # The `repr` of these values contains everything that can change a result.
 _BY_REPR = (bool, int, float, complex, str, bytes, type(None), type(...), range, PurePath, np.generic, np.dtype)
-_BY_REPR_IN_TORCH = ("torch.dtype", "torch.device")  # torch is not imported here
+_BY_REPR_IN_TORCH = ("torch.dtype", "torch.device")
 _BY_NAME = (MethodDescriptorType, WrapperDescriptorType, np.ufunc)
 
 
@@ -125,7 +125,8 @@ class _Fingerprint:
             self.parts.append(f"{_full_name(kind)} {len(value)}")
             self.add(getattr(value, "default_factory", None), place)
             for part in value if isinstance(value, list | tuple) else value.items():
-                self.add(part, place)
+                if not (isinstance(part, tuple) and part[:1] == ("__doc__",)):  # functools.wraps copies docstrings
+                    self.add(part, place)
         elif isinstance(value, ModuleType):
             self._add_module(value.__name__)
         elif id(value) in self._seen:
@@ -136,6 +137,7 @@ class _Fingerprint:
 
     def _add_object(self, value: Any, place: str | None) -> None:
         kind = type(value)
+        torch: Any = sys.modules.get("torch")  # not imported here
         if isinstance(value, FunctionType):
             self._add_function(value, place)
         elif isinstance(value, type):
@@ -151,9 +153,9 @@ class _Fingerprint:
         elif isinstance(value, np.ndarray):
             self.parts.append(f"array {value.dtype} {value.shape}")
             self.add(value.tolist() if value.dtype.hasobject else value.tobytes(), place)
-        elif isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ())):
+        elif torch is not None and isinstance(value, torch.Tensor):
             self.parts.append(f"tensor {value.dtype} {value.shape}")
-            self.add(value.detach().cpu().reshape(-1).view(sys.modules["torch"].uint8).numpy(), place)
+            self.add(value.detach().cpu().reshape(-1).view(torch.uint8).numpy(), place)
         elif isinstance(value, re.Pattern):
             self.add([value.pattern, value.flags], place)
         elif not _is_library_class(kind):

@@ -174,7 +174,11 @@ class Method:
     @property
     def is_built_in(self) -> bool:
         """Returns whether the method is a method of the package."""
-        return METHODS.get(self.name) is self
+        known = METHODS.get(self.name)
+        if known is None or known is self:
+            return known is self
+        # A copy, which another process or `copy.deepcopy` has made
+        return all(getattr(self, name) == getattr(known, name) for name in ("loss", "code", "training_args", "source"))
 
 
 def _described(function: Callable) -> str:
