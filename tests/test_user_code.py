@@ -58,11 +58,11 @@ FILE = """
 
     @scaled
     def power(x, n=2):
-        "A docstring."
         return 1 if n == 0 else x * power(x, n - 1)
 
 
     def other(x):
+        "A docstring."
         return x + 11
 
 
@@ -208,7 +208,7 @@ def test_one_object_twice_differs_from_two_objects():
     "value", [np.random.default_rng(0), torch.nn.ReLU(), object(), np.random.default_rng(0).random]
 )
 def test_an_object_of_a_library_that_no_file_creates_is_an_error(value):
-    match = "with a value of type .*, expected a function, numbers, text or an array.* Create the value inside the"
+    match = "with a value of type .*, expected a function, numbers, text or an array. .* Create the value inside the"
     with pytest.raises(TypeError, match=f"Got loss, variable value {match}"):
         of_values(value=value)
     with pytest.raises(TypeError, match=f"Got loss, variable value {match}"):

@@ -14,7 +14,6 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from enum import Enum
 from pathlib import Path, PurePath
 from types import (
     BuiltinFunctionType,
@@ -125,8 +124,7 @@ class _Fingerprint:
             self.parts.append(f"{_full_name(kind)} {len(value)}")
             self.add(getattr(value, "default_factory", None), place)
             for part in value if isinstance(value, list | tuple) else value.items():
-                if not (isinstance(part, tuple) and part[:1] == ("__doc__",)):  # functools.wraps copies docstrings
-                    self.add(part, place)
+                self.add(part, place)
         elif isinstance(value, ModuleType):
             self._add_module(value.__name__)
         elif id(value) in self._seen:
@@ -158,20 +156,24 @@ class _Fingerprint:
             self.add(value.detach().cpu().reshape(-1).view(torch.uint8).numpy(), place)
         elif isinstance(value, re.Pattern):
             self.add([value.pattern, value.flags], place)
+        elif isinstance(value, property):
+            self.add([value.fget, value.fset, value.fdel], place)
+        elif isinstance(value, functools.cached_property):
+            self.add(value.func, place)
         elif not _is_library_class(kind):
             # As in pickle: the class, attributes, slots, and the content of a subclass of list or float.
             content = value.__reduce_ex__(2)
             self.add([list(part) if isinstance(part, Iterator) else part for part in content], place)
         else:
             self.parts.append(_full_name(kind))
-            if hasattr(value, "__wrapped__"):  # such as functools.cache
+            if hasattr(value, "__wrapped__"):  # such as functools.cache and staticmethod
                 self.add(value.__wrapped__, place)
             elif isinstance(value, _BY_NAME) or _can_be_imported(value):
                 self.parts.append(_full_name(value))
-            elif place is not None and not isinstance(value, logging.Logger):
+            elif place is not None and not isinstance(value, logging.Logger) and not inspect.isdatadescriptor(value):
                 raise TypeError(
                     f"Got {place} with a value of type {kind.__name__}, expected a function, numbers, text or an "
-                    "array, so that a change of the value is noticed. Create the value inside the function, or as a "
+                    "array. A change of the value would not be noticed. Create the value inside the function, or as a "
                     "variable of a Python file that defines the function."
                 )
 
@@ -223,19 +225,17 @@ class _Fingerprint:
         self._add_module(cls.__module__)
         for base in (*cls.__bases__, type(cls)):
             self.add(base, place)
-        if issubclass(cls, Enum):
-            self.add({member.name: member.value for member in cls}, place)
         for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
             defaults = [value for value in (field.default, field.default_factory) if value is not dataclasses.MISSING]
             self.add([field.name, *defaults], place and f"{place}, field {field.name}")
         for name, value in vars(cls).items():
-            for part in _parts_of_attribute(value):
-                if isinstance(part, FunctionType):
-                    if part.__code__.co_filename != "<string>":  # not a method that `dataclass` generates
-                        self.add(part, place)
-                elif not (name.startswith("__") or name == "_abc_impl" or issubclass(cls, Enum)):
-                    self.parts.append(name)
-                    self.add(part, place and f"{place}, {name}")
+            is_function = isinstance(value, FunctionType | classmethod | staticmethod)
+            is_generated = (
+                isinstance(value, FunctionType) and value.__code__.co_filename == "<string>"
+            )  # by `dataclass`
+            if is_function and not is_generated or not (name.startswith("__") or name == "_abc_impl"):
+                self.parts.append(name)
+                self.add(value, place and f"{place}, {name}")
 
     def _add_module(self, name: str) -> None:
         """Adds the file of a local module, or all files of its package, so that relative imports are included."""
@@ -283,19 +283,6 @@ def _can_be_imported(value: Any) -> bool:
     for name in getattr(value, "__qualname__", "").split("."):
         found = getattr(found, name, None)
     return found is value
-
-
-def _parts_of_attribute(value: Any) -> list[Any]:
-    """Returns the functions or values of an attribute of a class."""
-    if isinstance(value, staticmethod | classmethod):
-        return [value.__func__]
-    if isinstance(value, property):
-        return [value.fget, value.fset, value.fdel]
-    if isinstance(value, functools.cached_property):
-        return [value.func]
-    if inspect.isdatadescriptor(value) and _is_library_class(type(value)):  # a slot, or a field of a named tuple
-        return []
-    return [value]
 
 
 def _global_names(code: CodeType) -> set[tuple[str, str]]:
