@@ -200,6 +200,8 @@ class _Fingerprint:
             defaults = [function.__defaults__, function.__kwdefaults__]
             self.add(defaults, f"{name}, default value" if is_of_cell else None)
             for variable, operation in sorted(_global_names(code)):
+                if variable == "__file__":  # the same file has the same hash in every directory
+                    continue
                 if variable in variables:
                     self.parts.append(variable)
                     self.add(variables[variable], f"{name}, variable {variable}" if is_of_cell else None)
