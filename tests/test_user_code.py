@@ -77,7 +77,8 @@ FILE = """
         class Inner:
             table = TABLE
 
-        return [power(row) for row in step.rows], __file__, Inner, ARRAY, TENSOR, TOKENS, Scale(3), Kind.A, without_gradient
+        values = [__file__, ARRAY, TENSOR, TOKENS, Scale(3), Kind.A, without_gradient]
+        return [power(row) for row in step.rows], Inner, values
 
 
     choice = (lambda x: x * 1) if FAST else (lambda x: x * 2)
