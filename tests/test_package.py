@@ -15,7 +15,7 @@ PACKAGE = Path(w2s_hf.__file__).parent
 
 # A module imports only from lines above its own.
 LAYERS = [
-    {"_compat", "command_line", "metrics"},
+    {"_compat", "code_fingerprint", "command_line", "metrics"},
     {"user_code"},
     {"launch", "losses", "hub", "probabilities", "cards.markdown", "results.record"},
     {"results.predictions", "results.settings"},

@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from . import transforms
+from .code_fingerprint import code_fingerprint
 from .command_line import did_you_mean
 from .config import LossArguments
 from .labels import LabelsById
 from .losses import LOSS_TYPES, OWN_LOSS, RowLoss
 from .transforms import LabelContext
-from .user_code import code_fingerprint, described, find_in_file, split_path
+from .user_code import described, find_in_file, split_path, warn_of_change
 
 __all__ = ["BOOTSTRAP", "METHODS", "NAIVE", "Method", "find_method", "find_methods"]
 
@@ -108,7 +108,7 @@ class Method:
                     f"Method {self.name}: got a {what} of type {type(function).__name__}, expected a function. Pass a "
                     "function."
                 )
-        object.__setattr__(self, "training_args", MappingProxyType(dict(self.training_args)))
+        object.__setattr__(self, "training_args", dict(self.training_args))
         codes = {what: code_fingerprint(function) for what, function in functions.items() if callable(function)}
         object.__setattr__(self, "code", "-".join(codes.values()) or None)
         object.__setattr__(self, "loss_code", codes.get("loss"))
@@ -180,7 +180,11 @@ class Method:
     @property
     def is_built_in(self) -> bool:
         """Returns whether the method is a method of the package."""
-        return METHODS.get(self.name) is self
+        known = METHODS.get(self.name)
+        if known is None or known is self:
+            return known is self
+        # A copy, which another process or `copy.deepcopy` has made
+        return all(getattr(self, name) == getattr(known, name) for name in ("loss", "code", "training_args", "source"))
 
 
 NAIVE = Method("naive", source="Burns et al. 2023, section 3: cross-entropy with the weak labels")
@@ -248,6 +252,7 @@ def find_method(method: str | Method, option: str = "--methods") -> Method:
     if isinstance(method, str) and (place := split_path(method)) is not None:
         path, variable = place
         found = _method_in_file(path.resolve(), variable)
+        warn_of_change(path.resolve())
     if found is not None:
         if found.name in (*METHODS, BOOTSTRAP) and not found.is_built_in:
             raise ValueError(

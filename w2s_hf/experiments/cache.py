@@ -16,8 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
+from ..code_fingerprint import plain_code
 from ..config import hardware
-from ..user_code import plain_code
 from .console import Progress
 
 __all__ = ["DEMO_SOURCES", "StageCache", "code_versions", "library_versions"]

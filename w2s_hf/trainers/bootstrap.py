@@ -24,10 +24,10 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from .._compat import save_model
+from ..code_fingerprint import code_fingerprint
 from ..config import BootstrapConfig
 from ..labels import WeakLabels
 from ..losses import RowLoss
-from ..user_code import code_fingerprint
 from .chain import (
     ChainDirectory,
     NoStudent,

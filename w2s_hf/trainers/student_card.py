@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from .._compat import commit_hash, save_model
 from ..cards import FIGURE, StudentCard
+from ..code_fingerprint import code_fingerprint
 from ..config import CompletionConfig, LossArguments, hardware
 from ..hub import PushError, commit_files, is_repository_id, owner_of_token
 from ..losses import RowLoss
@@ -23,7 +24,7 @@ from ..plots import plot_gap
 from ..probabilities import summary_of_weights
 from ..publish import STUDENT_FILES, push_again, student_files
 from ..training_settings import training_settings
-from ..user_code import code_fingerprint, described
+from ..user_code import described
 from .mixins import TrainerMixin
 
 __all__ = ["StudentCardCallback", "WithStudentCard", "supervisor_weights_of"]
