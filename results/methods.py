@@ -1,7 +1,7 @@
 """
 Measures all methods in the two worlds of the demo, over five seeds, and writes the table of docs/methods.md.
 
-    python results/methods.py --run outputs   # trains about 320 small students, in hours on two cores; can be resumed
+    python results/methods.py --run outputs   # trains about 370 small students; can be resumed
     python results/methods.py                 # writes the table again from results/methods/
 
 All numbers are from generated rows. Each seed has its own world, rows and models.
@@ -26,31 +26,36 @@ PAGE, FOLDER = ROOT / "docs" / "methods.md", ROOT / "results" / "methods"
 BEGIN, END = "<!-- methods table: begin -->", "<!-- methods table: end -->"
 SEEDS = (0, 1, 2, 3, 4)
 # The title of each world, and the options of its first command.
-WORLDS = {"plain": ("plain world", []), "ladder": ("ladder world", ["--config", "demo_ladder"])}
+WORLDS = {"plain": ("plain", []), "ladder": ("ladder", ["--config", "demo_ladder"])}
 # The methods of the second command, whose weak labels are from three supervisors.
 _OF_SEVERAL = ["naive", "learned_supervisors"]
 _SEVERAL = "{}, 3 supervisors"
 
 
 def commands_of(world: str) -> list[list[str]]:
-    """Returns the two commands of a world, without their output directory."""
+    """Returns the two commands of a world. They write to a directory below `outputs`."""
     _, options = WORLDS[world]
     methods = [name for name in METHODS if name not in _OF_SEVERAL[1:]] + [BOOTSTRAP] * (world == "ladder")
     command, seeds = ["w2s", "run", "boolq", *options], ["--seeds", *map(str, SEEDS)]
+    one, several = (f"outputs/{name}" for name in folders_of(world))
     return [
-        [*command, "--methods", *methods, *seeds, "--self_baselines", "true"],
-        [*command, "--methods", *_OF_SEVERAL, *seeds, "--n_supervisors", "3"],
+        [*command, "--methods", *methods, *seeds, "--self_baselines", "true", "--output_dir", one],
+        [*command, "--methods", *_OF_SEVERAL, *seeds, "--n_supervisors", "3", "--output_dir", several],
     ]
+
+
+def folders_of(world: str) -> tuple[str, str]:
+    """Returns the names of the output directories of a world."""
+    return f"methods_{world}", f"methods_{world}_3_supervisors"
 
 
 def run(outputs: Path) -> None:
     """Trains the models of both worlds below `outputs`, and writes the summaries to results/methods/."""
     for world in WORLDS:
-        folders = [outputs / f"methods_{world}", outputs / f"methods_{world}_3_supervisors"]
+        folders = [outputs / name for name in folders_of(world)]
         for command, folder in zip(commands_of(world), folders, strict=True):
             print(shlex.join(command), flush=True)
-            command = [sys.executable, "-m", "w2s_hf", *command[1:], "--output_dir", str(folder)]
-            subprocess.run(command, check=True)
+            subprocess.run([sys.executable, "-m", "w2s_hf", *command[1:-1], str(folder)], check=True)
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{world}.json").write_text(json.dumps(summary_of(world, *folders), indent=1) + "\n")
 
@@ -107,7 +112,7 @@ def table(summaries: dict[str, dict]) -> str:
     header = ["method"]
     for world in summaries:
         title, _ = WORLDS[world]
-        header += [f"{title}: accuracy", "PGR [95 %]", "difference from naive [95 %]"]
+        header += [f"{title}: accuracy", f"{title}: PGR [95 %]", f"{title}: minus naive [95 %]"]
     roles = dict.fromkeys(role for summary in summaries.values() for role in summary["roles"])
     methods = [name for name in (*METHODS, BOOTSTRAP, *map(_SEVERAL.format, _OF_SEVERAL)) if name in roles]
     first, last = list(_OTHERS)[:-1], list(_OTHERS)[-1:]
@@ -143,8 +148,8 @@ def text(summaries: dict[str, dict]) -> str:
     n_tests = " and ".join(f"{summary['n_test']} ({WORLDS[world][0]})" for world, summary in summaries.items())
     return (
         f"Accuracies are means over the seeds {', '.join(map(str, SEEDS))}, and PGR is the median. Each seed has its "
-        f"own generated rows, of which {n_tests} are test rows. Differences are paired: both students of a seed have "
-        "the same test rows.\n\n"
+        f"own generated rows, of which {n_tests} are test rows. Differences are paired: both students of a seed "
+        "have the same test rows.\n\n"
         f"{table(summaries)}\n\n```bash\n{commands}\n```\n"
     )
 

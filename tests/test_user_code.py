@@ -410,3 +410,13 @@ def test_errors_of_full_memory_are_unchanged():
             loss(1)
         assert type(error.value) is kind
         assert should_reduce_batch_size(error.value) == (kind is torch.OutOfMemoryError)
+
+
+def test_modules_with_one_name_in_two_directories_are_refused(tmp_path):
+    for folder, factor in (("first", 1), ("second", -1)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "helpers_of_both.py").write_text(f"FACTOR = {factor}\n")
+        (tmp_path / folder / "mine.py").write_text("from helpers_of_both import FACTOR\n")
+    assert find_in_file(tmp_path / "first" / "mine.py", "FACTOR", int, what="number", kind_name="int") == 1
+    with pytest.raises(ValueError, match="which fails with ImportError: the module 'helpers_of_both' of this direc"):
+        find_in_file(tmp_path / "second" / "mine.py", "FACTOR", int, what="number", kind_name="int")

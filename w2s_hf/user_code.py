@@ -1,5 +1,6 @@
 """Loads objects from Python files of users, and names the line of their errors."""
 
+import ast
 import functools
 import linecache
 import logging
@@ -86,9 +87,30 @@ def _run(path: Path, what: str) -> dict[str, Any]:
 def _variables_of(path: str, text: str) -> dict[str, Any]:
     """Runs a file once per process."""
     # Later changes of the file change neither the functions of this process, nor their hashes and tracebacks.
+    _refuse_mixed_modules(Path(path), text)
     linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
     SOURCES[path] = text
     return runpy.run_path(path)
+
+
+def _refuse_mixed_modules(path: Path, text: str) -> None:
+    """
+    Raises `ImportError` if a file imports a module of its directory whose name is taken by a module of another
+    directory. Python would give it the other module.
+    """
+    for node in ast.walk(ast.parse(text)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
+            names = [node.module]
+        for name in (name.partition(".")[0] for name in names):
+            here = [path.parent / f"{name}.py", path.parent / name / "__init__.py"]
+            other = getattr(sys.modules.get(name), "__file__", None)
+            own = [file for file in here if file.is_file()]
+            if other is not None and own and not any(map(Path(other).samefile, own)):
+                raise ImportError(
+                    f"the module {name!r} of this directory has the name of a loaded module of another directory. "
+                    "Rename one of them."
+                )
 
 
 def warn_of_change(path: Path) -> None:
