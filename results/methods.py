@@ -88,7 +88,6 @@ def summary_of(world: str, folder: Path, several: Path) -> dict:
     for name, summary in summaries.items():
         entries[name] |= {"pgr": summary.pgr_median, "pgr_ci95": summary.pgr_ci95}
     return {
-        "commands": list(map(shlex.join, commands_of(world))),
         "seeds": [run.seed for run in results.runs],
         "n_test": results.dataset.n_test,
         "versions": results.versions,
@@ -144,7 +143,7 @@ def _interval(ends: list[float] | None, digits: int) -> str:
 
 def text(summaries: dict[str, dict]) -> str:
     """Returns the generated part of the page."""
-    commands = "\n".join(command for summary in summaries.values() for command in summary["commands"])
+    commands = "\n".join(shlex.join(command) for world in summaries for command in commands_of(world))
     n_tests = " and ".join(f"{summary['n_test']} ({WORLDS[world][0]})" for world, summary in summaries.items())
     return (
         f"Accuracies are means over the seeds {', '.join(map(str, SEEDS))}, and PGR is the median. Each seed has its "

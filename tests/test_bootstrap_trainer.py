@@ -302,7 +302,7 @@ def test_a_loss_without_a_hash_of_its_code_is_refused_before_anything_trains(tmp
         def __call__(self, logits, soft_labels, step):
             return logits.sum(dim=1)
 
-    with pytest.raises(TypeError, match="^loss: Got a function with a value of type Loss, expected a function"):
+    with pytest.raises(TypeError, match="^loss: Got a callable of type Loss, expected a function"):
         bootstrap(tmp_path, loss=Loss())
 
 

@@ -337,7 +337,9 @@ def finished(cache, tmp_path_factory):
     directory, contexts, of = tmp_path_factory.mktemp("methods"), [], StudentRows.of
     write_methods(directory)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StudentRows, "of", lambda *inputs: contexts.append(of(*inputs)) or contexts[-1])
+        patch.setattr(
+            StudentRows, "of", lambda *inputs, **options: contexts.append(of(*inputs, **options)) or contexts[-1]
+        )
         process = recipe_here(*OPTIONS, "--output_dir", "out", cache=cache, cwd=directory)
     assert process.returncode == 0, process.stderr[-3000:]
     return directory / "out", contexts
@@ -356,8 +358,9 @@ def test_the_results_name_loss_transform_and_code(finished):
 
 def test_the_labels_of_a_method_are_saved_with_weights_and_labels_of_validation_rows(finished):
     output, contexts = finished
-    n_train = len(contexts[0].half.train)
-    filled = [row_id for index, row_id in enumerate(contexts[0].ids) if index >= n_train and index % 4 == 0]
+    n_train = len(contexts[0]._half.train)
+    ids = list(contexts[0]._names.values())
+    filled = [row_id for index, row_id in enumerate(ids) if index >= n_train and index % 4 == 0]
     weak, labels = (WeakLabels.load(output / "weak_labels" / name) for name in ("seed0", "seed0-for-students"))
     n_rows = len(contexts[0].rows)
     assert len(contexts) == 2 and len(labels) == sum(n % 4 > 0 for n in range(n_rows)) + len(filled)
@@ -375,7 +378,7 @@ def test_the_labels_of_a_method_are_saved_with_weights_and_labels_of_validation_
 
 def test_the_context_of_an_experiment_does_not_reach_true_labels_of_students(finished):
     for context in finished[1]:
-        known = {row_id for rows in context.weak for row_id in rows["id"]}
+        known = {row_id for rows in context._weak for row_id in rows["id"]}
         datasets = [value for value in reachable(context) if isinstance(value, Dataset)]
         with_truth = [rows for rows in datasets if "ground_truth" in rows.data.column_names]
         assert with_truth and not [rows for rows in with_truth if not known.issuperset(rows["id"])]

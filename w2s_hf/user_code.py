@@ -98,7 +98,7 @@ def _refuse_mixed_modules(path: Path, text: str) -> None:
     Raises `ImportError` if a file imports a module of its directory whose name is taken by a module of another
     directory. Python would give it the other module.
     """
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(ast.parse(text, filename=str(path))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
             names = [node.module]
