@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from w2s_hf import transforms
+from w2s_hf import transforms, user_code
 from w2s_hf.code_fingerprint import code_fingerprint
 from w2s_hf.user_code import errors_with_lines, find_in_file
 
@@ -109,6 +109,12 @@ def fast():
         yield
 
 
+@pytest.fixture(autouse=True)
+def other_modules(monkeypatch):
+    """Each test may have modules of the same names."""
+    monkeypatch.setattr(user_code, "_MODULES", {})
+
+
 def hash_of(text: str, directory, name: str = "loss") -> str:
     """Returns the hash of a function of a file."""
     path = directory / "mine.py"
@@ -133,6 +139,28 @@ def test_the_hash_stays_without_a_change_of_code(change, whole, tmp_path):
     before, after = WITHOUT_EFFECT[change]
     assert before in FILE
     assert hash_of(FILE.replace(before, after), tmp_path) == whole
+
+
+def test_a_docstring_that_is_added_does_not_change_the_hash(tmp_path):
+    hashes = set()
+    for number, text in enumerate(("", "'A docstring.'", "# a comment")):
+        (tmp_path / str(number)).mkdir()
+        code = f"def loss(x, y=1):\n    {text}\n    z = None\n    return x, y, z, 2.5\n"
+        hashes.add(hash_of(code, tmp_path / str(number)))
+    assert len(hashes) == 1
+
+
+def test_attributes_of_functions_and_local_modules_count(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "settings_of_mine.py").write_text("SHARE = 1.0\n")
+    text = "import settings_of_mine\ndef loss(x):\n    return x * settings_of_mine.SHARE\nloss.factor = 2\n"
+    (tmp_path / "mine.py").write_text(text)
+    loss = find_in_file(tmp_path / "mine.py", "loss", object, what="method", kind_name="w2s_hf.Method")
+    hashes = [code_fingerprint(loss)]
+    loss.factor = 3
+    hashes.append(code_fingerprint(loss))
+    sys.modules["settings_of_mine"].SHARE = 0.5
+    assert len({*hashes, code_fingerprint(loss)}) == 3
 
 
 def test_the_hash_is_the_same_in_every_process_and_depends_on_values(tmp_path):
@@ -323,6 +351,7 @@ def test_modules_of_the_user_are_part_of_the_hash(value, tmp_path, monkeypatch):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_text(text.replace(str(value), str(replacement)))
         monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(user_code, "_MODULES", {})
         modules = {"pack", "neighbour", "beyond", "inside", "starred"}
         for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
             monkeypatch.delitem(sys.modules, name)
@@ -418,5 +447,17 @@ def test_modules_with_one_name_in_two_directories_are_refused(tmp_path):
         (tmp_path / folder / "helpers_of_both.py").write_text(f"FACTOR = {factor}\n")
         (tmp_path / folder / "mine.py").write_text("from helpers_of_both import FACTOR\n")
     assert find_in_file(tmp_path / "first" / "mine.py", "FACTOR", int, what="number", kind_name="int") == 1
-    with pytest.raises(ValueError, match="which fails with ImportError: the module 'helpers_of_both' of this direc"):
+    with pytest.raises(ValueError, match="which fails with ImportError: the module 'helpers_of_both' of this"):
         find_in_file(tmp_path / "second" / "mine.py", "FACTOR", int, what="number", kind_name="int")
+
+
+def test_modules_that_functions_and_modules_import_are_compared_too(tmp_path):
+    for folder in ("third", "fourth"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "inner_of_both.py").write_text("FACTOR = 1\n")
+        (tmp_path / folder / f"outer_{folder}.py").write_text("import inner_of_both\n")
+        text = f"FACTOR = 1\ndef f():\n    import outer_{folder}\n    return outer_{folder}.FACTOR\n"
+        (tmp_path / folder / "mine.py").write_text(text)
+    find_in_file(tmp_path / "third" / "mine.py", "FACTOR", int, what="number", kind_name="int")
+    with pytest.raises(ValueError, match="the module 'inner_of_both' of this directory has the name of a module"):
+        find_in_file(tmp_path / "fourth" / "mine.py", "FACTOR", int, what="number", kind_name="int")

@@ -199,26 +199,40 @@ class _Fingerprint:
             self._add_module(function.__module__)
             defaults = [function.__defaults__, function.__kwdefaults__]
             self.add(defaults, f"{name}, default value" if is_of_cell else None)
+            attributes = {key: part for key, part in vars(function).items() if key != "__wrapped__"}
+            self.add(attributes, f"{name}, attribute" if is_of_cell else None)
             for variable, operation in sorted(_global_names(code)):
                 if variable == "__file__":  # the same file has the same hash in every directory
                     continue
                 if variable in variables:
                     self.parts.append(variable)
                     self.add(variables[variable], f"{name}, variable {variable}" if is_of_cell else None)
+                    self._add_attributes(variables[variable], code)
                 elif is_of_cell and operation == "LOAD_GLOBAL" and not hasattr(builtins, variable):
                     raise TypeError(
                         f"Got {name}, which uses {variable}, a variable without a value, expected a value whose "
                         f"change can be noticed. Define {variable} above the method."
                     )
 
+    def _add_attributes(self, module: Any, code: CodeType) -> None:
+        """Adds the attributes of a local module that code may read. They may have changed since the import."""
+        if not isinstance(module, ModuleType) or is_library_file(getattr(module, "__file__", None) or "<frozen>"):
+            return
+        for name in sorted(_all_names(code) & vars(module).keys()):
+            self.parts.append(name)
+            self.add(vars(module)[name], None)
+
     def _add_code(self, code: CodeType) -> None:
-        """Adds the compiled code, which distinguishes functions of one name in one file, such as lambda functions."""
-        self.parts.append(f"{code.co_code.hex()} {code.co_names} {code.co_varnames}")
-        for index, constant in enumerate(code.co_consts):
+        """Adds the instructions, which distinguish functions of one name in one file, such as lambda functions."""
+        for instruction in dis.get_instructions(code):
+            # The positions of constants depend on the docstring, which is a constant without an instruction.
+            is_constant = instruction.opcode in dis.hasconst
+            self.parts.append(f"{instruction.opname} {'' if is_constant else instruction.argrepr}")
+            if is_constant and not isinstance(instruction.argval, CodeType):
+                self.add(instruction.argval, None)
+        for constant in code.co_consts:
             if isinstance(constant, CodeType):
                 self._add_code(constant)
-            elif index or not isinstance(constant, str) or code.co_name == "<lambda>":  # not a docstring
-                self.add(constant, None)
 
     def _add_class(self, cls: type, place: str | None) -> None:
         """Adds the file, the bases and the attributes of a class. The cell of a class in a notebook is not known."""
@@ -265,6 +279,12 @@ class _Fingerprint:
         self.parts.append(digest)
         for module in modules:
             self._add_module(module)
+
+
+def _all_names(code: CodeType) -> set[str]:
+    """Returns all names in the code of a function and of its inner functions, including attributes."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*map(_all_names, inner))
 
 
 def _full_name(value: Any) -> str:

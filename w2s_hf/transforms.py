@@ -110,7 +110,7 @@ class LabelContext(ABC):
             labels ([`WeakLabels`]): Labels of some of the rows of this context. The student is trained from the base
                 model on the training rows among them, with the method `naive`. Validation rows without a label here
                 keep the label of the supervisor.
-            predict ([`~datasets.Dataset`]): Rows to predict.
+            predict ([`~datasets.Dataset`]): Rows of this context to predict.
 
         Returns:
             `np.ndarray` of shape `(len(predict), C)`: class probabilities.

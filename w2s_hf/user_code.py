@@ -93,24 +93,36 @@ def _variables_of(path: str, text: str) -> dict[str, Any]:
     return runpy.run_path(path)
 
 
+_MODULES: dict[str, Path] = {}  # the local modules that the files of this process import, by name
+
+
 def _refuse_mixed_modules(path: Path, text: str) -> None:
     """
-    Raises `ImportError` if a file imports a module of its directory whose name is taken by a module of another
-    directory. Python would give it the other module.
+    Raises `ImportError` if a file, or a module of its directory, imports a module of this directory whose name a
+    module of another directory has. Python has one module of each name, and would use the wrong one.
     """
+    for name, file in _local_modules(path, text, {}).items():
+        loaded = getattr(sys.modules.get(name), "__file__", None)
+        for other in (_MODULES.setdefault(name, file), loaded):
+            if other is not None and not file.samefile(other):
+                raise ImportError(
+                    f"the module {name!r} of this directory has the name of a module of another directory. Rename one "
+                    "of them."
+                )
+
+
+def _local_modules(path: Path, text: str, found: dict[str, Path]) -> dict[str, Path]:
+    """Returns the modules of the directory of a file that it imports, also indirectly and inside functions."""
     for node in ast.walk(ast.parse(text, filename=str(path))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
             names = [node.module]
         for name in (name.partition(".")[0] for name in names):
-            here = [path.parent / f"{name}.py", path.parent / name / "__init__.py"]
-            other = getattr(sys.modules.get(name), "__file__", None)
-            own = [file for file in here if file.is_file()]
-            if other is not None and own and not any(map(Path(other).samefile, own)):
-                raise ImportError(
-                    f"the module {name!r} of this directory has the name of a loaded module of another directory. "
-                    "Rename one of them."
-                )
+            for file in (path.parent / f"{name}.py", path.parent / name / "__init__.py"):
+                if name not in found and file.is_file():
+                    found[name] = file
+                    _local_modules(path.parent / file.name, file.read_text(encoding="utf-8"), found)
+    return found
 
 
 def warn_of_change(path: Path) -> None:

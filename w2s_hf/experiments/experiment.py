@@ -591,7 +591,7 @@ class Experiment:
 def _check_method(method: Method, setting: Setting, training_args: AnyConfig) -> None:
     """Raises `ValueError` if the loss of a method fails, or the trainer refuses its training arguments."""
     if method.loss_function is not None:
-        try_row_loss(method.loss_function)
+        try_row_loss(method.loss_function, training_args.device)
     if not method.training_args:
         return
     method.settings(training_args)  # refuses unknown arguments

@@ -173,6 +173,12 @@ class StudentRows(LabelContext):
     def train_student(self, labels: LabelsById, predict: Dataset) -> Any:
         """Trains a new student by naive finetuning on the rows of `labels`, and returns its predictions of rows."""
         labels = self.with_own_ids(labels, "train_student")
+        unknown = [row_id for row_id in predict["id"] if row_id not in self._names]
+        if unknown:
+            raise ValueError(
+                f"train_student: got rows to predict that are not rows of the context, such as {unknown[0]!r}, "
+                "expected rows of the context. Select them from context.rows."
+            )
         ids = [self._names[row_id] for row_id in predict["id"]]
         student = self._finetuner.finetune(
             "student-for-labels",

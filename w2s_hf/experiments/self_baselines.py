@@ -63,9 +63,9 @@ def has_self_baselines(
         tokenizer = load_tokenizer(student.path, revision=student.revision)
         answer_tokens(tokenizer, prompts.format)
         config = load_config(student.path, revision=student.revision)
-        texts, examples = splits.test["text"][:], splits.student_half["text"][:]
-        for n_shots in (0, args.prompt_shots):
-            check_prompt_lengths(tokenizer, config, prompts, texts, examples, n_shots, seed)
+        tests, (train, validation) = splits.test["text"][:], (part["text"][:] for part in splits.student)
+        for texts, n_shots in (([*tests, *train, *validation], 0), (tests, args.prompt_shots)):
+            check_prompt_lengths(tokenizer, config, prompts, texts, train, n_shots, seed)
     except ValueError as error:
         if wanted:
             raise ValueError(f"--self_baselines: {student.name}, {task.name}: {error}") from error

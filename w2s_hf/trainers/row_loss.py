@@ -66,19 +66,23 @@ def row_losses_of(
     return row_losses.float()
 
 
-def try_row_loss(loss: losses.RowLoss, n_classes: int = 2) -> None:
+def try_row_loss(loss: losses.RowLoss, device: torch.device | None = None) -> None:
     """
     Calls the loss of a user on four random rows, to find its errors before anything is trained. Warns if the loss of a
     row depends on other rows.
+
+    Args:
+        loss ([`~w2s_hf.losses.RowLoss`]): The loss.
+        device (`torch.device`, *optional*): The device of the training. Defaults to the CPU.
 
     Raises:
         ValueError: See [`row_losses_of`].
     """
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, n_classes, generator=generator, requires_grad=True)
-    soft_labels = torch.rand(4, n_classes, generator=generator).softmax(dim=-1)
+    logits = torch.randn(4, 2, generator=generator).to(device).requires_grad_()
+    soft_labels = torch.rand(4, 2, generator=generator).softmax(dim=-1).to(device)
     whole, again, part = (
-        row_losses_of(loss, logits[:n_rows], soft_labels[:n_rows], losses.Step(0, 1)).detach() for n_rows in (4, 4, 2)
+        row_losses_of(loss, logits[:n], soft_labels[:n], losses.Step(0, 1000)).detach() for n in (4, 4, 2)
     )
     if torch.equal(whole, again) and not torch.allclose(whole[:2], part, rtol=1e-4, atol=1e-6):
         logger.warning(
