@@ -98,8 +98,8 @@ _MODULES: dict[str, Path] = {}  # the local modules that the files of this proce
 
 def _refuse_mixed_modules(path: Path, text: str) -> None:
     """
-    Raises `ImportError` if a file, or a module of its directory, imports a module of this directory whose name a
-    module of another directory has. Python has one module of each name, and would use the wrong one.
+    Raises `ImportError` if two directories have a module of one name, and the file imports it, also indirectly. Python
+    has one module of each name, and would use the wrong one.
     """
     for name, file in _local_modules(path, text, {}).items():
         loaded = getattr(sys.modules.get(name), "__file__", None)
