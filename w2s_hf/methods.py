@@ -168,7 +168,7 @@ class Method:
 
     @property
     def needs_probabilities(self) -> bool:
-        """Whether the method is for class probabilities only, and not for completions."""
+        """Returns whether the method is for class probabilities only, and not for completions."""
         function = self.transform.func if isinstance(self.transform, partial) else self.transform
         return self.loss != "xent" or getattr(function, "__module__", None) == transforms.__name__
 

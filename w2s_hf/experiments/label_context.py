@@ -106,7 +106,7 @@ class StudentRows(LabelContext):
 
     @cached_property
     def is_train(self) -> np.ndarray:  # type: ignore[override]
-        """Whether each row is a training row, `(N,)` bool."""
+        """Returns whether each row is a training row, `(N,)` bool."""
         return np.arange(len(self.rows)) < len(self._half.train)
 
     @cached_property
