@@ -17,9 +17,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from compare import compare_predictions
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from run import ROOT, TABLES, Page, Run, Table, compare_predictions, machine_differs, read_page
+from run import ROOT, TABLES, Page, Run, Table, machine_differs, read_page
 
 from w2s_hf import read_results
 from w2s_hf.analysis.agreement import agreement_section
@@ -28,12 +29,14 @@ from w2s_hf.analysis.saliency import saliency_section
 from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
 from w2s_hf.experiments.config import ANALYSES
+from w2s_hf.experiments.report import self_comparison
 from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.methods import BOOTSTRAP, METHODS
 from w2s_hf.metrics import difference_interval, rounded
 from w2s_hf.plots import PALETTE, STYLE
 from w2s_hf.results import (
     PREDICTIONS,
+    SELF_TRAINED,
     ExperimentResult,
     MethodSummary,
     PgrSummary,
@@ -49,6 +52,7 @@ _ROLES = {
     "weak": "weak supervisor",
     "ceiling": "strong ceiling",
     "ceiling_plain": "ceiling without generative finetuning",
+    SELF_TRAINED: f"student {SELF_TRAINED}",
 }
 # Findings of the paper, by setting and comparison
 _PAPER = {
@@ -61,6 +65,7 @@ _PAPER = {
     "reward": {"naive and weak": "above, PGR about 0.1 and rarely above 0.2, on other pairs (4.2)"},
 }
 _ZERO_SHOT = "zero-shot"  # the name of this prompt in the results
+_BALANCED = ", balanced"  # the end of the names of prompts whose answers are balanced
 _UNKNOWN = "not distinguishable"
 _NOISE = 1e-9  # a mean over seeds that should be 0 may differ slightly from 0, due to rounding
 _PROMPT_SCORES = {"accuracy_at_median": "at the median", "accuracy_content_free": "content-free", "auroc": "AUROC"}
@@ -105,6 +110,11 @@ class Entry:
         return sum(each for name, each in seconds if name != "total" and not name.startswith("students/")) / 3600
 
     @property
+    def is_self_trained(self) -> bool:
+        """Returns whether the run has a student that is trained on its own zero-shot answers."""
+        return self.results.self_trained is not None
+
+    @property
     def is_prompted(self) -> bool:
         """Returns whether the run has the analysis `prompting`, which evaluates prompts of the student model."""
         return "prompting" in self.results.runs[0].analyses
@@ -112,13 +122,13 @@ class Entry:
     def accuracies(self, role: str) -> np.ndarray:
         """
         Returns the accuracy by seed, `(seeds,)`, of the supervisor (`weak`), the `ceiling`, the students of a method,
-        or a prompt (`zero-shot`).
+        or a baseline (`zero-shot`).
         """
         return self.scores(role)["accuracy"].to_numpy()
 
     def scores(self, role: str) -> pd.DataFrame:
         """Returns the rows of a role in the table, one for each seed. A role without models has no rows."""
-        if role in _ROLES:
+        if role in _ROLES and role != SELF_TRAINED:
             return self.table[self.table["role"] == role]
         kind = "student" if role in self.methods else "baseline"
         return self.table[(self.table["role"] == kind) & (self.table["method"] == role)]
@@ -261,6 +271,8 @@ def models_table(entry: Entry) -> str:
     header += ["PGR against the ceiling without generative finetuning [95 %]"] if has_plain else []
     rows = []
     for (role, method, model), scores in _by_model(entry.table):
+        if entry.is_prompted and method.endswith(_BALANCED):
+            continue  # the accuracy of the same prompt at the median
         line = [_label(role, method, model), accuracy_cell(scores)]
         if role == "baseline":
             line[1] += "".join(f"; {name} {rounded(value)}" for name, value in _prompt_scores(entry, method).items())
@@ -282,8 +294,10 @@ def _by_model(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], pd.Da
 def _label(role: str, method: str, model: str) -> str:
     if role in _ROLES:
         return _ROLES[role]
+    if method in _ROLES:
+        return _ROLES[method]
     if role == "baseline":
-        return f"prompt, {method}, no training" if method.endswith("-shot") or "-shot, " in method else method
+        return f"prompt, {method}, no training" if "-shot" in method else method
     if role == "student":
         return f"student, {method}"
     return f"{role}, {method}" + (f" ({model})" if role == "link" else "")
@@ -354,15 +368,16 @@ _DIFFERENCES = (
 def differences_table(entry: Entry) -> str:
     """Returns a table of accuracy differences between the models and the supervisor, naive student and baselines."""
     methods = entry.methods
-    columns = {"weak": ("supervisor", methods)}
+    own = [SELF_TRAINED] if entry.is_self_trained else []
+    columns = {"weak": ("supervisor", [*own, *methods])}
     if "naive" in methods and len(methods) > 1:
-        columns["naive"] = ("naive student", [method for method in methods if method != "naive"])
+        columns["naive"] = ("naive student", [*own, *(method for method in methods if method != "naive")])
     if LINEAR_PROBE in set(entry.predictions["role"]):
         columns[LINEAR_PROBE] = ("linear probe", ["ceiling"])
     if entry.is_prompted:
-        columns[_ZERO_SHOT] = ("zero-shot prompt", ["weak", *methods])
+        columns[_ZERO_SHOT] = ("zero-shot prompt", ["weak", *own, *methods])
     rows = []
-    for one in ("weak", *methods, "ceiling"):
+    for one in ("weak", *own, *methods, "ceiling"):
         cells = [_gain(entry, one, other) if one in models else "" for other, (_, models) in columns.items()]
         if any(cells):
             rows.append([_ROLES.get(one, f"student, {one}"), *cells])
@@ -462,7 +477,7 @@ def section(group: Group, page: Page) -> str:
     for entry in group.entries:
         parts += [f"### {entry.run.label[0].upper()}{entry.run.label[1:]}"] if entry.run.label else []
         parts += [models_table(entry)]
-        parts += [_DIFFERENCES, differences_table(entry)]
+        parts += [_DIFFERENCES, differences_table(entry), *self_comparison(entry.results)]
         warnings = warnings_of(entry)
         parts += ["\n".join(f"- {line}" for line in warnings)] if warnings else []
         parts += [group.comparisons[entry.run.name]] if entry.run.name in group.comparisons else []
@@ -476,28 +491,34 @@ def section(group: Group, page: Page) -> str:
 
 
 def overview(groups: Sequence[Group], short: bool) -> str:
-    """Returns the table with a row for each run and a column for each method."""
+    """Returns the table with a row for each model and a column for each run."""
     entries = [(group.name(entry, short), entry) for group in groups for entry in group.entries]
     if len(groups) == 1:
         entries = [(entry.run.label or name, entry) for name, entry in entries]
-    methods = list(dict.fromkeys(method for _, entry in entries for method in entry.methods))
-    has_prompts = any(entry.is_prompted for _, entry in entries)
-    header = ["task", "seeds", *([_ZERO_SHOT] if has_prompts else []), "supervisor", *methods, "ceiling"]
-    rows = []
-    for name, entry in entries:
-        line = [name, str(len(entry.seeds))]
-        if has_prompts:
-            line.append(rounded(entry.accuracies(_ZERO_SHOT).mean()) if entry.is_prompted else "")
-        line.append(rounded(entry.accuracies("weak").mean()))
-        for method in methods:
-            if method not in entry.methods:
-                line.append("")
-                continue
-            summary = entry.results.summary_of(method)
-            pgr = "no clear gap" if summary.pgr_ci95 is None else pgr_cell(summary)
-            line.append(f"{rounded(summary.accuracy_mean)} ({pgr})")
-        rows.append([*line, rounded(entry.accuracies("ceiling").mean())])
-    return markdown_table(header, rows)
+    n_seeds = {len(entry.seeds) for _, entry in entries}
+    rows = [] if len(n_seeds) == 1 else [["seeds", *(str(len(entry.seeds)) for _, entry in entries)]]
+    for role in _roles_of([entry for _, entry in entries]):
+        cells = [_overview_cell(entry, role) for _, entry in entries]
+        rows.append([_ROLES.get(role, "zero-shot prompt" if role == _ZERO_SHOT else role), *cells])
+    return markdown_table(["model", *(name for name, _ in entries)], rows)
+
+
+def _roles_of(entries: Sequence[Entry]) -> list[str]:
+    """Returns the models of runs in the order of tables and figure."""
+    methods = list(dict.fromkeys(method for entry in entries for method in entry.methods))
+    prompts = [_ZERO_SHOT] if any(entry.is_prompted for entry in entries) else []
+    own = [SELF_TRAINED] if any(entry.is_self_trained for entry in entries) else []
+    return ["weak", *prompts, *own, *methods, "ceiling"]
+
+
+def _overview_cell(entry: Entry, role: str) -> str:
+    """Returns the mean accuracy and, for students, the median PGR; or an empty string without the model."""
+    accuracies = entry.accuracies(role)
+    if role not in entry.methods:
+        return rounded(accuracies.mean()) if len(accuracies) else ""
+    summary = entry.results.summary_of(role)
+    pgr = "no clear gap" if summary.pgr_ci95 is None else pgr_cell(summary)
+    return f"{rounded(summary.accuracy_mean)} ({pgr})"
 
 
 @dataclass(frozen=True)
@@ -530,13 +551,15 @@ class Direction:
 
 
 def directions(entries: Sequence[tuple[str, Entry]]) -> list[Direction]:
-    """Returns the comparisons that the paper makes, for each run."""
+    """Returns the comparisons of students with supervisors and naive students, for each run."""
     rows = []
     for name, entry in entries:
         methods, paper = entry.methods, _PAPER.get(entry.results.setting, {})
         pairs = [(method, "weak") for method in methods]
         pairs += [(method, "naive") for method in methods if method != "naive" and "naive" in methods]
-        pairs += [(_ZERO_SHOT, "naive")] if entry.is_prompted and "naive" in methods else []
+        if "naive" in methods:
+            pairs += [(_ZERO_SHOT, "naive")] if entry.is_prompted else []
+            pairs += [(SELF_TRAINED, "naive")] if entry.is_self_trained else []
         for one, other in pairs:
             difference = _difference(entry.correct(one), entry.correct(other))
             rows.append(Direction(name, one, other, *difference, paper.get(f"{one} and {other}", "")))
@@ -559,20 +582,33 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> list[Direction]:
 def summary(comparisons: Sequence[Direction]) -> list[str]:
     """Returns the number of comparisons in each direction, one sentence per kind of comparison."""
     subjects = {
-        "The naive student": ("its supervisor", ("naive",), "weak"),
-        "A student trained with another loss": ("the naive student", (*METHODS, BOOTSTRAP), "naive"),
-        "The untrained student with a zero-shot prompt": ("the naive student", (_ZERO_SHOT,), "naive"),
+        "The naive student": ("its supervisor", "naive", "weak"),
+        "The untrained student with a zero-shot prompt": ("the naive student", _ZERO_SHOT, "naive"),
+        "The student trained on its zero-shot answers": ("the naive student", SELF_TRAINED, "naive"),
     }
     lines = []
-    for subject, (baseline, firsts, second) in subjects.items():
-        outcomes = [each.outcome for each in comparisons if each.one in firsts and each.other == second]
-        if outcomes:
-            above, below, unknown = (outcomes.count(each) for each in ("above", "below", _UNKNOWN))
+    for subject, (baseline, first, second) in subjects.items():
+        above, below, unknown = counts = _count(comparisons, first, second)
+        if n := sum(counts):
             lines.append(
-                f"{subject} is more accurate than {baseline} in {above} of {len(outcomes)} comparisons. "
-                f"It is less accurate in {below} of {len(outcomes)}, and {_UNKNOWN} in {unknown} of {len(outcomes)}."
+                f"{subject} is more accurate than {baseline} in {_share(above, n)} comparisons. "
+                f"It is less accurate in {_share(below, n)}, and {_UNKNOWN} in {_share(unknown, n)}."
             )
     return lines
+
+
+def methods_summary(comparisons: Sequence[Direction]) -> str:
+    """Returns a table that counts for each method in how many runs it differs from the naive student."""
+    methods = [each.one for each in comparisons if each.one in (*METHODS, BOOTSTRAP) and each.other == "naive"]
+    counts = {method: _count(comparisons, method, "naive") for method in dict.fromkeys(methods)}
+    rows = [[method, str(sum(of_method)), *map(str, of_method)] for method, of_method in counts.items()]
+    return markdown_table(["method", "runs", "above naive", "below naive", _UNKNOWN], rows)
+
+
+def _count(comparisons: Sequence[Direction], one: str, other: str) -> list[int]:
+    """Returns in how many comparisons the first value is above, below, and not distinguishable from the second."""
+    outcomes = [each.outcome for each in comparisons if (each.one, each.other) == (one, other)]
+    return [outcomes.count(each) for each in ("above", "below", _UNKNOWN)]
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> tuple[str, str]:
@@ -622,7 +658,7 @@ _OVERVIEW = (
     "clearly above the supervisor."
 )
 _SUMMARY = (
-    "The summary counts the rows of [the paper's comparisons](#the-papers-comparisons). Two models are not "
+    "The summary counts comparisons of the runs in the section [Overview](#overview). Two models are not "
     "distinguishable if the 95 % interval of their difference includes 0."
 )
 _NOT_AS_IN_THE_PAPER = """\
@@ -678,6 +714,8 @@ _METHOD = """\
 - The ceiling is the student model trained on the ground truth of the students' rows. The linear probe is a logistic
   regression on the last hidden states of the student model before finetuning, fitted to this ground truth. A ceiling
   that is not above the linear probe may not have learned the task.
+- A student "trained on its zero-shot answers" has the training rows of the other students, without weak labels. Its
+  labels are its answers to a zero-shot prompt before finetuning. They are balanced by their median.
 - In a 5-shot prompt, the labels of the five examples are weak labels or ground truth.
 - A prompt "at the median" predicts class 1 for the half of the test rows with the larger probability of class 1. This
   threshold needs balanced classes, but no labels. "Content-free" subtracts the prompt's preference for one answer,
@@ -700,20 +738,28 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
     """Returns the text of docs/results.md. `prompts` is the content of the file of `recipes/benchmarks/prompts.py`."""
     in_readme = [(group.name(entry, True), entry) for group in groups if group.table.short for entry in group.entries]
     comparisons = directions(in_readme)
+    later = {SELF_TRAINED, BOOTSTRAP, *METHODS} - {"naive", "confidence"}  # not compared in the paper's experiments
     parts = [_INTRODUCTION]
-    parts += ["## Summary", _SUMMARY, "\n".join(f"- {line}" for line in summary(comparisons))] if comparisons else []
-    parts += ["## All runs", _OVERVIEW, overview(groups, False)] if groups else [_NOTHING]
+    if not groups:
+        parts += [_NOTHING]
     if comparisons:
         parts += [
+            "## Summary",
+            _SUMMARY,
+            "\n".join(f"- {line}" for line in summary(comparisons)),
+            methods_summary(comparisons),
+            "## Overview",
+            _OVERVIEW,
+            overview([group for group in groups if group.table.short], short=True),
             "![Test accuracy of supervisors, students and ceilings](figures/results.png)",
             "## The paper's comparisons",
-            "This table has the runs of the README. Each row compares two values, which are accuracies unless the row "
-            "names another quantity. The difference is the mean of the first value minus the mean of the second "
-            "value. Its interval is a paired 95 % bootstrap interval over test rows and seeds. The first value is "
-            "above or below the second value if the interval excludes 0.",
+            "Each row compares two values, which are accuracies unless the row names another quantity. The difference "
+            "is the mean of the first value minus the mean of the second value. Its interval is a paired 95 % "
+            "bootstrap interval over test rows and seeds. The first value is above or below the second value if the "
+            "interval excludes 0.",
             markdown_table(
                 ["task", "values", "difference [95 %]", "the first value is", "in the paper"],
-                [each.cells for each in comparisons],
+                [each.cells for each in comparisons if each.one not in later],
             ),
             _NOT_AS_IN_THE_PAPER,
         ]
@@ -784,10 +830,8 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
     entries = [
         (group.name(entry, short=True), entry) for group in groups if group.table.short for entry in group.entries
     ]
-    methods = list(dict.fromkeys(method for _, entry in entries for method in entry.methods))
-    has_prompts = any(entry.is_prompted for _, entry in entries)
-    names = ["weak", *([_ZERO_SHOT] if has_prompts else []), *methods, "ceiling"]
-    colours = {"weak": "grey", _ZERO_SHOT: "orange", "ceiling": "green"}
+    names = _roles_of([entry for _, entry in entries])
+    colours = {"weak": "grey", _ZERO_SHOT: "orange", SELF_TRAINED: "orange", "ceiling": "green"}
     n_columns = min(3, len(entries))
     n_rows = -(-len(entries) // n_columns)
     with matplotlib.rc_context(STYLE):
@@ -826,7 +870,8 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
             axes.set_xlabel("test accuracy", fontsize=9)
             axes.grid(axis="x", color="#E6E6E6", lw=0.7)
             axes.set_axisbelow(True)  # otherwise the grid hides lines at the same position
-        grid[0, 0].set_yticks(range(len(names)), [_ROLES.get(name, name.replace("_", " ")) for name in names])
+        labels = {**_ROLES, SELF_TRAINED: "trained on its\nzero-shot answers"}
+        grid[0, 0].set_yticks(range(len(names)), [labels.get(name, name.replace("_", " ")) for name in names])
         grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
         handles = [Line2D([], [], color="black", marker="o", mfc="white", ms=5, ls="", label="model of one seed")]
         if any(len(entry.seeds) > 1 for _, entry in entries):

@@ -4,7 +4,8 @@
     python results/run.py sst2 confidence            # two tables
     python results/run.py --models ~/models --data ~/data         # local copies, without access to the Hub
     python results/run.py confidence/random_head --dry_run        # only print the commands
-    python results/run.py --add_methods entropy --add_seeds 3     # more columns and seeds in all tables
+    python results/run.py --add_methods entropy --add_seeds 3     # more methods and seeds in all tables
+    python results/run.py sst2 --only_methods entropy             # add one method to the published results
     python results/run.py sst2 --check --seeds 2 0                # train two seeds again and compare their predictions
 
 The directory of `--models` has a folder for each model, named as in tables.yaml (`smollm2-135m`), with config.json,
@@ -13,6 +14,11 @@ weights and tokenizer. The directory of `--data` has a folder for each dataset (
 
 Repeat a command to resume a run that was stopped. A run includes the methods, seeds and analyses of its published
 results. List added methods, seeds and analyses in tables.yaml, too. Models in `--outputs` are not trained again.
+`--only_methods` trains the supervisor, the ceiling, and the students of `naive` and of the given methods. The other
+students of the published results are kept. Their predictions are the same as in a run with all methods, because the
+training is deterministic. The command fails if supervisor, ceiling or naive students have other predictions than the
+published ones.
+
 If the options of a table have changed, add `--overwrite`. Afterwards, `python results/build.py` writes the page.
 
 `--check` trains published runs again from scratch, by default all of them. It writes to `--outputs` with the suffix
@@ -39,9 +45,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
+from compare import compare_predictions, merge
 from filelock import FileLock, Timeout
 
 import w2s_hf
@@ -49,8 +55,9 @@ from w2s_hf.command_line import CommandLine, did_you_mean
 from w2s_hf.experiments.config import ANALYSES, check_names
 from w2s_hf.methods import BOOTSTRAP, METHODS
 from w2s_hf.results import PREDICTIONS, ExperimentResult, read_predictions
+from w2s_hf.results.predictions import write_predictions
 
-__all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "compare_predictions", "machine_differs", "read_page"]
+__all__ = ["ROOT", "TABLES", "Model", "Page", "Run", "Table", "machine_differs", "read_page"]
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "results" / "tables.yaml"
@@ -111,6 +118,11 @@ class Run:
             analyses=list(results.runs[0].analyses),
         )
 
+    def only(self, methods: list[str]) -> "Run":
+        """Returns the run with the naive method and other methods, and without analyses."""
+        options = {name: value for name, value in self.options.items() if name != "analyses"}
+        return replace(self, options=options | {"methods": list(dict.fromkeys(["naive", *methods]))})
+
     def to_check(self, folder: Path, seeds: list[int]) -> "Run":
         """
         Returns the run with its published methods and without analyses, for a check of the given seeds. Without
@@ -143,6 +155,8 @@ class Run:
             )
         options = {name: value for name, value in self.options.items() if name != "analyses"}
         methods = [summary.method for summary in results.summary]
+        if results.setting == "classification" and results.self_trained is None:
+            options["self_baselines"] = False
         return replace(self, options=options | {"seeds": seeds or known, "methods": methods})
 
     def local(self, models: dict[str, "Model"], models_dir: Path | None, data_dir: Path | None) -> "Run":
@@ -385,63 +399,6 @@ def check_predictions(predictions: pd.DataFrame) -> None:
     check_publishable(list(predictions["role"].unique()), f"{PREDICTIONS}, role")
 
 
-def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list[dict]:
-    """
-    Compares predictions of the same test rows.
-
-    Args:
-        predictions (`pandas.DataFrame`): Predictions as returned by [`read_predictions`]. All models are compared.
-        others (`pandas.DataFrame`): The predictions to compare with. They have all seeds and roles of `predictions`.
-
-    Returns:
-        A `dict` for each seed and role:
-
-        - `seed`, `role`, and `n`, the number of test rows;
-        - `accuracy`, `other_accuracy`;
-        - `largest_difference` and `mean_difference`, the maximum and the mean over rows of the largest absolute
-          difference of a probability; `None` for completions;
-        - `n_different`, the number of rows with another predicted class. For completions, it is the number of rows for
-          which only one of the two completions is correct.
-
-    Raises:
-        ValueError: `others` lacks a seed and role, or has different test rows.
-    """
-    by_model = dict(iter(others.groupby(["seed", "role"])))
-    comparisons = []
-    for (seed, role), first in predictions.groupby(["seed", "role"], sort=False):
-        if (seed, role) not in by_model:
-            raise ValueError(
-                f"Got no predictions of seed {seed}, {role} in the second run, expected all models of the first run. "
-                "Compare runs with the same seeds and methods."
-            )
-        first, second = first.set_index("id"), by_model[seed, role].set_index("id")
-        missing = first.index.symmetric_difference(second.index)
-        if len(missing):
-            raise ValueError(
-                f"Got other test rows for seed {seed}, {role}, expected the same test rows. {len(missing)} ids, such "
-                f"as {missing[0]}, are in only one of the two files. Use the same dataset, models and split."
-            )
-        second = second.loc[first.index]
-        largest = mean = None
-        is_different = (first["correct"] != second["correct"]).to_numpy()
-        if first["prediction"].notna().all() and second["prediction"].notna().all():
-            here, there = (np.stack(list(of_one["prediction"])).astype(float) for of_one in (first, second))
-            differences = np.abs(here - there).max(axis=1)
-            largest, mean = float(differences.max()), float(differences.mean())
-            is_different = here.argmax(axis=1) != there.argmax(axis=1)
-        comparisons.append({
-            "seed": int(seed),
-            "role": role,
-            "n": len(first),
-            "accuracy": float(first["correct"].mean()),
-            "other_accuracy": float(second["correct"].mean()),
-            "largest_difference": largest,
-            "mean_difference": mean,
-            "n_different": int(is_different.sum()),
-        })  # fmt: skip
-    return comparisons
-
-
 def share_stages(outputs: Path, output_dir: Path) -> None:
     """Links one cache of trained models for all runs. Runs that differ only in a loss share supervisor and ceiling."""
     (outputs / "_stages").mkdir(parents=True, exist_ok=True)
@@ -475,41 +432,52 @@ def trained_on(output_dir: Path) -> list[str]:
     return [datetime.date.fromtimestamp(time).isoformat() for time in (min(times), max(times))]
 
 
-def publish(run: Run, output_dir: Path, folder: Path, code: str) -> None:
+def publish(run: Run, output_dir: Path, folder: Path, code: str, is_added: bool = False) -> None:
     """
     Copies results and predictions of a finished run into its folder, with a `run.json` that contains command, options
     and dates. Removes `check.json` if the predictions of a model that it covers have changed.
+
+    Args:
+        run (`Run`): The run, with all methods that are published.
+        output_dir (`Path`): Its output directory.
+        folder (`Path`): The directory that contains the published results of all runs.
+        code (`str`): The commit of this repository.
+        is_added (`bool`, *optional*): Add the methods in the output directory to the published results.
     """
-    results = ExperimentResult.read(output_dir / "results.json")
+    results, trained = ExperimentResult.read(output_dir / "results.json"), trained_on(output_dir)
+    predictions = read_predictions(output_dir / PREDICTIONS)
+    if is_added:
+        results, predictions = merge(folder / run.name, output_dir)
+        days = [*trained, *json.loads((folder / run.name / "run.json").read_text())["trained"]]
+        trained = [min(days), max(days)]
     facts = {
         "command": run.command,
         "options": run.resolved,
-        "trained": trained_on(output_dir),
+        "trained": trained,
         "published_by": {"commit": code, **machine()},
     }
     for content in (results.to_dict(), {**facts, "command": ""}):
         check_publishable(content)
-    check_predictions(read_predictions(output_dir / PREDICTIONS))
+    check_predictions(predictions)
     (folder / run.name).mkdir(parents=True, exist_ok=True)
-    new, published = (place / PREDICTIONS for place in (output_dir, folder / run.name))
-    check_path = folder / run.name / "check.json"
+    published, check_path = (folder / run.name / name for name in (PREDICTIONS, "check.json"))
     if check_path.is_file():
         models = json.loads(check_path.read_text())["models"]
-        if not (published.is_file() and _has_same_predictions(new, published, models)):
+        if not (published.is_file() and _has_same_predictions(predictions, read_predictions(published), models)):
             check_path.unlink()
-    shutil.copyfile(new, published)
+    write_predictions(predictions, published)
     results.write(folder / run.name / "results.json")
     (folder / run.name / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _has_same_predictions(new: Path, published: Path, models: list[dict]) -> bool:
-    """Returns whether these models have the same predictions in both files."""
+def _has_same_predictions(new: pd.DataFrame, published: pd.DataFrame, models: list[dict]) -> bool:
+    """Returns whether these models have the same predictions in both tables."""
     keys = {(model["seed"], model["role"]) for model in models}
 
-    def of_models(path: Path) -> dict:
+    def of_models(predictions: pd.DataFrame) -> dict:
         return {
             (row.seed, row.role, row.id): (row.correct, None if row.prediction is None else row.prediction.tobytes())
-            for row in read_predictions(path).itertuples()
+            for row in predictions.itertuples()
             if (row.seed, row.role) in keys
         }
 
@@ -567,7 +535,7 @@ def check(run: Run, output_dir: Path, folder: Path, code: str) -> bool:
     return False
 
 
-def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_check: bool) -> None:
+def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_check: bool, is_added: bool) -> None:
     """
     Runs the commands of runs one after the other, and publishes or checks each run.
 
@@ -576,6 +544,7 @@ def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_c
         outputs (`Path`): The directory that contains the output directories of all runs.
         folder (`Path`): The directory that contains the published results of all runs.
         is_check (`bool`): Compare the predictions with the published predictions, and publish nothing else.
+        is_added (`bool`): Add the methods of the commands to the published results.
 
     Raises:
         SystemExit: A run failed, was stopped, or has predictions that differ from the published predictions.
@@ -588,7 +557,7 @@ def run_all(jobs: list[tuple[Run, list[str]]], outputs: Path, folder: Path, is_c
             share_stages(outputs, output_dir)
             launch(command)
             if not is_check:
-                publish(run, output_dir, folder, code)
+                publish(run, output_dir, folder, code, is_added)
             elif not check(run, output_dir, folder, code):
                 differing.append(run.name)
         except (subprocess.CalledProcessError, ValueError, OSError) as error:
@@ -621,6 +590,12 @@ def main(argv: list[str] | None = None) -> None:
         "--add_methods", nargs="+", default=[], help="Methods to train in addition to the methods of the tables."
     )
     parser.add_argument(
+        "--only_methods",
+        nargs="+",
+        default=[],
+        help="Methods to add to the published results. Of the other methods, only naive is trained again.",
+    )
+    parser.add_argument(
         "--add_seeds", nargs="+", type=int, default=[], help="Seeds to run in addition to the seeds of the tables."
     )
     parser.add_argument(
@@ -651,14 +626,20 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--dry_run", action="store_true", help="Print the commands without running them.")
     args = parser.parse_args(argv)
-    if args.check and (args.add_methods or args.add_seeds or args.add_analyses or args.overwrite):
+    if args.only_methods and (args.add_methods or args.add_seeds or args.add_analyses):
+        parser.error(
+            "--only_methods: got another option that adds to the runs, expected at most one. Add methods first, and "
+            "seeds or analyses with a second command."
+        )
+    if args.check and (args.add_methods or args.only_methods or args.add_seeds or args.add_analyses or args.overwrite):
         parser.error(
             "--check: got an option that changes the runs, expected at most --seeds. Remove the other options."
         )
     if args.seeds and not args.check:
         parser.error("--seeds: got no --check, expected both. Add --check, or use --add_seeds to train more seeds.")
     try:
-        check_names("--add_methods", args.add_methods, (*METHODS, BOOTSTRAP))
+        for name in ("add_methods", "only_methods"):
+            check_names(f"--{name}", getattr(args, name), (*METHODS, BOOTSTRAP))
         check_names("--add_analyses", args.add_analyses, list(ANALYSES))
         folder = args.tables.resolve().parent
         page = read_page(args.tables)
@@ -666,7 +647,7 @@ def main(argv: list[str] | None = None) -> None:
             run.to_check(folder, args.seeds)
             if args.check
             else run.with_results(folder).grown(
-                methods=args.add_methods, seeds=args.add_seeds, analyses=args.add_analyses
+                methods=args.add_methods + args.only_methods, seeds=args.add_seeds, analyses=args.add_analyses
             )
             for run in chosen(page.runs, args.names)
             # Without names, a check covers all published runs.
@@ -678,7 +659,17 @@ def main(argv: list[str] | None = None) -> None:
                 "first, without --check."
             )
         directories = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
-        commands = [(run, run.local(page.models, *directories)) for run in runs]
+        if args.only_methods:
+            for run in runs:
+                if not (folder / run.name / PREDICTIONS).is_file():
+                    raise ValueError(
+                        f"--only_methods: got no {run.name}/{PREDICTIONS} in {folder.name}, expected published "
+                        f"results. Run {run.name} without --only_methods first."
+                    )
+        commands = [
+            (run, (run.only(args.only_methods) if args.only_methods else run).local(page.models, *directories))
+            for run in runs
+        ]
     except (ValueError, OSError) as error:
         parser.error(str(error))
     outputs = args.outputs.resolve()
@@ -698,7 +689,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         # If two checks ran at the same time, the check that ends first would remove models of the other check.
         with FileLock(outputs / "check.lock", timeout=0) if args.check else nullcontext():
-            run_all(jobs, outputs, folder, args.check)
+            run_all(jobs, outputs, folder, args.check, bool(args.only_methods))
     except Timeout:
         parser.error(
             f"--check: got {outputs}, which another check uses, expected one check at a time. Wait until it ends, or "

@@ -31,7 +31,10 @@ from ..trainers.whole_step import MIN_WARMUP_STEPS
 from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments, RewardArguments
 
-__all__ = ["ceiling_warnings", "print_table", "run_settings", "supervisor_warning", "unsure_labels", "write_report"]
+__all__ = [
+    "ceiling_warnings", "print_table", "run_settings", "self_comparison", "supervisor_warning", "unsure_labels",
+    "write_report",
+]  # fmt: skip
 
 
 def _pgr(pgr: float | None, ci95: list[float] | None) -> str:
@@ -290,8 +293,11 @@ _DIRECT = {
 }
 
 
-def _self_comparison(results: ExperimentResult) -> list[str]:
-    """Returns a sentence that says whether the weak labels are better than the student's own zero-shot answers."""
+def self_comparison(results: ExperimentResult) -> list[str]:
+    """
+    Returns a sentence that says whether the weak labels are better than the student's own zero-shot answers. The list
+    is empty if the baselines were not computed.
+    """
     summary = results.self_trained
     if summary is None:
         return []
@@ -310,7 +316,7 @@ def _comparisons(results: ExperimentResult) -> list[str]:
     Returns the comparison with the student's own answers. For each chain, it is followed by a comparison with the
     same student trained without the chain.
     """
-    lines = _self_comparison(results)
+    lines = self_comparison(results)
     for summary in results.summary:
         for rows, direct in summary.direct.items():
             n = summary.n_seeds

@@ -52,10 +52,21 @@ def predictions_table(
     return pa.concat_tables(tables)
 
 
-def write_predictions(tables: Sequence[pa.Table], path: str | Path) -> None:
-    """Writes the tables of all seeds to one file. The file is renamed when it is complete."""
+def write_predictions(predictions: Sequence[pa.Table] | pd.DataFrame, path: str | Path) -> None:
+    """
+    Writes predictions of all seeds to one file. The file is renamed when it is complete.
+
+    Args:
+        predictions (sequence of `pyarrow.Table`, or `pandas.DataFrame`): The tables of the seeds, from
+            [`predictions_table`], or all predictions, from [`read_predictions`].
+        path (`str` or `Path`): The file.
+    """
+    if isinstance(predictions, pd.DataFrame):
+        of_all = pa.Table.from_pandas(predictions, schema=_SCHEMA, preserve_index=False).replace_schema_metadata()
+    else:
+        of_all = pa.concat_tables(predictions)
     aside = Path(path).with_name(Path(path).name + ".partial")
-    pq.write_table(pa.concat_tables(tables), aside, compression="zstd")
+    pq.write_table(of_all, aside, compression="zstd")
     os.replace(aside, path)
 
 
