@@ -67,7 +67,8 @@ class StubFinetuner:
 def rows_of(part: str, truth: int) -> Dataset:
     ids = [f"{part} {index}" for index in range(N[part])]
     labels = [(index + truth) % 2 for index in range(len(ids))]
-    return Dataset.from_dict({"id": ids, "text": ids, "ground_truth": labels})
+    numbers = {"group": labels, "question": [str(label) for label in labels]}  # they may depend on labels
+    return Dataset.from_dict({"id": ids, "text": ids, "ground_truth": labels, **numbers})
 
 
 def inputs_of(tmp_path, monkeypatch, truth: int = 0) -> tuple:
@@ -382,6 +383,7 @@ def test_the_context_of_an_experiment_does_not_reach_true_labels_of_students(fin
         datasets = [value for value in reachable(context) if isinstance(value, Dataset)]
         with_truth = [rows for rows in datasets if "ground_truth" in rows.data.column_names]
         assert with_truth and not [rows for rows in with_truth if not known.issuperset(rows["id"])]
+        assert not {"ground_truth", "group", "question"} & set(context.rows.column_names)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,10 @@ def test_every_loss_of_the_package_has_a_method_of_its_name():
         ({"transform": 3}, TypeError, "Method m: got a transform of type int, expected a function"),
         ({"training_args": {"seed": 3}}, ValueError, "training_args with seed, which the experiment sets"),
         ({"training_args": {"loss_type": "xent"}}, ValueError, "Remove loss_type"),
+        ({"training_args": {"tf32": True}}, ValueError, "training_args with tf32, which the experiment sets"),
+        ({"training_args": {"aux_coef": 0.75}}, ValueError, "with aux_coef, which its loss does not use"),
+        ({"loss": squared_error, "training_args": {"aux_coef": 0.75}}, ValueError, "Remove aux_coef, or set another"),
+        ({"loss": "product", "training_args": {"aux_start": "agreement"}}, ValueError, "Remove aux_start"),
         ({"loss": partial(squared_error, step=torch.nn.ReLU())}, TypeError, "argument step with a value of type ReLU"),
     ],
 )
@@ -122,6 +126,11 @@ def test_settings_of_results_name_all_that_differs_from_naive_finetuning(tmp_pat
     assert both.settings(args) == {
         "loss": "squared_error", "transform": "labels_of(share=0.25)", "code": both.code, "max_steps": 3
     }  # fmt: skip
+    late = Method("d", "confidence", training_args={"aux_coef": 0.75, "aux_start": "first_step", "max_steps": 3})
+    added = {"aux_coef": 0.75, "max_steps": 3, "code": late.code}
+    assert late.settings(args) == args.loss_settings("confidence") | {k: v for k, v in added.items() if v is not None}
+    unset = Method("e", "confidence", training_args={"aux_warmup_ratio": None})
+    assert unset.settings(args) == args.loss_settings("confidence") and args.aux_coef == 0.25
     with pytest.raises(ValueError, match="got training_args with lerning_rate.* Did you mean 'learning_rate'"):
         Method("c", training_args={"lerning_rate": 1}).settings(args)
     first, second = both.code.split("-")
@@ -191,6 +200,14 @@ def test_a_changed_file_is_a_warning_once(file, caplog):
         ]
     file.unlink()
     assert find_method(str(file)) is method
+
+
+def test_all_methods_of_a_file_are_those_of_its_first_version(file, caplog):
+    method = find_method(f"{file}:MINE")
+    file.write_text(FILE + 'OTHER = Method("other")\n')
+    with pytest.raises(ValueError, match="expected a method 'OTHER'"):
+        find_method(f"{file}:OTHER")
+    assert find_method(f"{file}:MINE") is method and "mine.py has changed" in caplog.text
 
 
 @pytest.mark.parametrize(

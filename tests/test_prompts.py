@@ -27,10 +27,13 @@ from w2s_hf import Task, WeakLabels, load_task
 from w2s_hf.analysis import PromptFormat, answer_probabilities, balanced_scores
 from w2s_hf.config import HEAD_INITS, StudentConfig
 from w2s_hf.experiments.cache import StageCache
+from w2s_hf.experiments.config import ClassificationArguments
 from w2s_hf.experiments.finetuner import Finetuner, prompt_of_head
 from w2s_hf.experiments.output_directory import _prompt_form
 from w2s_hf.experiments.prompts import Prompts, check_prompt_lengths
+from w2s_hf.experiments.self_baselines import has_self_baselines, self_trained_summary
 from w2s_hf.experiments.settings.classification import CLASSIFICATION
+from w2s_hf.methods import find_methods
 from w2s_hf.modeling import load_tokenizer
 from w2s_hf.modeling.heads import initialise_head
 from w2s_hf.modeling.spec import ModelSpec, load_base
@@ -206,8 +209,8 @@ def test_a_head_of_answers_needs_one_for_each_output_and_an_unembedding():
 @pytest.fixture
 def models(tmp_path):
     """
-    Directories of tiny models: a decoder with a character tokenizer, a decoder whose unembedding has another name, and
-    an encoder.
+    Directories of tiny models: a decoder with a character tokenizer, a decoder whose unembedding has another name, a
+    decoder whose context fits rows but no prompts, and an encoder.
     """
     make_language_model(make_character_tokenizer()).save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
     make_character_tokenizer(unk_token="<pad>").save_pretrained(tmp_path / "sharded")
@@ -215,6 +218,10 @@ def models(tmp_path):
     index.write_text(index.read_text().replace("lm_head.weight", "embed_out.weight"))
     make_language_model(make_character_tokenizer()).save_pretrained(tmp_path / "decoder")
     make_character_tokenizer(unk_token="<pad>").save_pretrained(tmp_path / "decoder")
+    short = make_language_model(make_character_tokenizer())
+    short.config.max_position_embeddings = 9
+    short.save_pretrained(tmp_path / "short")
+    make_character_tokenizer(unk_token="<pad>").save_pretrained(tmp_path / "short")
     make_model("bert").save_pretrained(tmp_path / "encoder")
     make_tokenizer().save_pretrained(tmp_path / "encoder")
     return tmp_path
@@ -306,6 +313,11 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
             "--prompt_shots: got 17, expected at most 16, the number of training rows",
         ),
         ((*ASKED, "--prompt_shots", "16"), {}, "--analyses prompting: decoder, spam: Got prompt "),
+        (
+            ("--methods", "self_labels", "--self_baselines", "false"),
+            {"student": "short"},
+            "--methods self_labels: short, spam: Got prompt ",
+        ),
     ],
     ids=[
         "encoder",
@@ -315,12 +327,30 @@ def test_a_student_that_learns_nothing_has_the_scores_of_its_prompted_base(model
         "long prompt",
         "too many examples",
         "long examples",
+        "long rows of a method",
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_trained(more, options, words, models, tmp_path, cache):
     process = run(models, tmp_path, cache, *more, **options)
     assert process.returncode == 1 and words in process.stderr, process.stderr[-2000:]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_student_of_other_labels_is_no_comparison_with_weak_labels():
+    context = SimpleNamespace(
+        result=SimpleNamespace(self_trained=True), methods=find_methods(["self_labels", "refined"])
+    )
+    assert self_trained_summary([context]) is None
+
+
+def test_sharded_students_are_not_prompted_unless_it_is_requested(monkeypatch, caplog):
+    args = ClassificationArguments()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr("w2s_hf.experiments.self_baselines.check_decoder", lambda *names: pytest.fail("is loaded"))
+    with caplog.at_level("INFO"):
+        assert not has_self_baselines(TASKS["sst2"], None, args, None, seed=0)
+    assert "are skipped with FSDP" in caplog.text
+    assert "own answers" not in str(CLASSIFICATION.further_steps(args))
 
 
 @pytest.mark.parametrize(

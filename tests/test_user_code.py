@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -461,3 +462,16 @@ def test_modules_that_functions_and_modules_import_are_compared_too(tmp_path):
     find_in_file(tmp_path / "third" / "mine.py", "FACTOR", int, what="number", kind_name="int")
     with pytest.raises(ValueError, match="the module 'inner_of_both' of this directory has the name of a module"):
         find_in_file(tmp_path / "fourth" / "mine.py", "FACTOR", int, what="number", kind_name="int")
+
+
+def test_modules_are_compared_by_their_place_in_the_file_system(tmp_path, monkeypatch):
+    folder = tmp_path / "fifth"
+    folder.mkdir()
+    (folder / "helper_of_fifth.py").write_text("FACTOR = 5\n")
+    (folder / "mine.py").write_text("from helper_of_fifth import FACTOR\n")
+    for place, path in ((tmp_path, "fifth/mine.py"), (folder, "mine.py")):
+        monkeypatch.chdir(place)
+        assert find_in_file(Path(path), "FACTOR", int, what="number", kind_name="int") == 5
+    folder.rename(tmp_path / "sixth")
+    with pytest.raises(ValueError, match="the module 'helper_of_fifth' of this directory has the name of a module"):
+        find_in_file(tmp_path / "sixth" / "mine.py", "FACTOR", int, what="number", kind_name="int")

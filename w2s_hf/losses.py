@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 __all__ = [
+    "ALL_LOSS_ARGUMENTS",
     "LOSS_ARGUMENTS",
     "LOSS_TYPES",
     "OWN_LOSS",
@@ -51,6 +52,7 @@ LOSS_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "learned_supervisors": ("supervisor_learning_rate", "supervisor_warmup_epochs"),
 }
 LOSS_TYPES = tuple(LOSS_ARGUMENTS)
+ALL_LOSS_ARGUMENTS = frozenset(name for names in LOSS_ARGUMENTS.values() for name in names)
 # This `loss_type` stands for a function that is passed to the trainer as `loss`.
 OWN_LOSS = "own"
 

@@ -1,5 +1,6 @@
 """The methods of training students on weak labels: a loss, a transform of the labels, and training arguments."""
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,7 +13,7 @@ from .code_fingerprint import code_fingerprint
 from .command_line import did_you_mean
 from .config import LossArguments
 from .labels import LabelsById
-from .losses import LOSS_TYPES, OWN_LOSS, RowLoss
+from .losses import ALL_LOSS_ARGUMENTS, LOSS_ARGUMENTS, LOSS_TYPES, OWN_LOSS, RowLoss
 from .transforms import LabelContext
 from .user_code import described, find_in_file, split_path, warn_of_change
 
@@ -27,7 +28,10 @@ BOOTSTRAP = "bootstrap"
 # arguments of the experiment.
 _OF_THE_EXPERIMENT = (
     "loss_type", "output_dir", "seed", "data_seed", "push_to_hub", "run_name", "resume_from_checkpoint", "max_length",
-    "use_cpu", "bf16", "fp16",
+    "use_cpu", "bf16", "fp16", "report_to",
+    # These arguments change the state of the process, and so the training of other models.
+    "tf32", "torch_compile", "full_determinism", "fp16_full_eval", "bf16_full_eval", "deepspeed", "fsdp",
+    "fsdp_config", "accelerator_config", "parallelism_config",
 )  # fmt: skip
 
 # Results have other models with these names.
@@ -100,6 +104,13 @@ class Method:
                 f"Method {self.name}: got training_args with {wrong[0]}, which the experiment sets, expected other "
                 f"arguments. Remove {wrong[0]}."
             )
+        read = LOSS_ARGUMENTS.get(self.loss, ()) if isinstance(self.loss, str) else ()
+        unread = [name for name in self.training_args if name in ALL_LOSS_ARGUMENTS and name not in read]
+        if unread:
+            raise ValueError(
+                f"Method {self.name}: got training_args with {unread[0]}, which its loss does not use, expected "
+                f"arguments of its loss or the trainer. Remove {unread[0]}, or set another loss."
+            )
         functions = {"loss": self.loss, "transform": self.transform}
         for what, function in functions.items():
             is_name = what == "loss" and isinstance(function, str)
@@ -147,7 +158,9 @@ class Method:
             )
         settings: dict[str, Any] = {}
         if isinstance(self.loss, str) and isinstance(training_args, LossArguments):
-            settings = training_args.loss_settings(self.loss)
+            changed = copy.copy(training_args)
+            vars(changed).update(self.training_args)  # a new object would change the state of accelerate
+            settings = changed.loss_settings(self.loss)
         elif not isinstance(self.loss, str):
             settings["loss"] = described(self.loss)
         if self.transform is not None:
@@ -155,7 +168,7 @@ class Method:
         if not self.is_built_in:
             facts = {"code": self.code, "source": self.source}
             settings |= {name: value for name, value in facts.items() if value}
-        return {**settings, **self.training_args}
+        return settings | {name: value for name, value in self.training_args.items() if name not in ALL_LOSS_ARGUMENTS}
 
     @property
     def needs_prompts(self) -> bool:
@@ -251,8 +264,8 @@ def find_method(method: str | Method, option: str = "--methods") -> Method:
     found = method if isinstance(method, Method) else None
     if isinstance(method, str) and (place := split_path(method)) is not None:
         path, variable = place
-        found = _method_in_file(path.resolve(), variable)
         warn_of_change(path.resolve())
+        found = _method_in_file(path.resolve(), variable)
     if found is not None:
         if found.name in (*METHODS, BOOTSTRAP) and not found.is_built_in:
             raise ValueError(
@@ -281,7 +294,7 @@ def find_method(method: str | Method, option: str = "--methods") -> Method:
 @cache
 def _method_in_file(path: Path, variable: str) -> Method:
     """Returns a method of a file. Each file is run once, so that a process always uses the same code."""
-    return find_in_file(path, variable, Method, what="method", kind_name="w2s_hf.Method")
+    return find_in_file(path, variable, Method, what="method", kind_name="w2s_hf.Method", is_run_once=True)
 
 
 def find_methods(methods: Sequence[str | Method], option: str = "--methods") -> dict[str, Method]:

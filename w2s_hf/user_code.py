@@ -22,6 +22,9 @@ __all__ = ["described", "errors_with_lines", "find_in_file", "split_path", "warn
 logger = logging.getLogger(__name__)
 
 
+_FIRST: dict[Path, dict[str, Any]] = {}  # the variables of files that a process runs only once
+
+
 def split_path(name: str) -> tuple[Path, str] | None:
     """
     Returns the file and the variable of a name such as `my_file.py:NAME` or `my_file.py` (the variable is then empty),
@@ -33,7 +36,9 @@ def split_path(name: str) -> tuple[Path, str] | None:
     return (Path(path), variable) if path.endswith(".py") else None
 
 
-def find_in_file(path: Path, variable: str, kind: type, *, what: str, kind_name: str) -> Any:
+def find_in_file(
+    path: Path, variable: str, kind: type, *, what: str, kind_name: str, is_run_once: bool = False
+) -> Any:
     """
     Returns an object that a Python file defines.
 
@@ -43,6 +48,8 @@ def find_in_file(path: Path, variable: str, kind: type, *, what: str, kind_name:
         kind (`type`): The class of the object.
         what (`str`): The word for the object in messages, such as `"task"`.
         kind_name (`str`): The public name of the class in messages, such as `"w2s_hf.Task"`.
+        is_run_once (`bool`, *optional*): Whether to use the version of the file that this process has loaded first,
+            although the file may have changed.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -53,7 +60,10 @@ def find_in_file(path: Path, variable: str, kind: type, *, what: str, kind_name:
             f"{what}: got {str(path)!r}, expected an existing file. Correct the path.{did_you_mean_path(str(path))}"
         )
     sys.path.insert(0, str(path.parent.resolve()))  # lets the file import modules of its directory
-    objects = {name: value for name, value in _run(path, what).items() if isinstance(value, kind)}
+    variables = _FIRST[path] if is_run_once and path in _FIRST else _run(path, what)
+    if is_run_once:
+        _FIRST[path] = variables
+    objects = {name: value for name, value in variables.items() if isinstance(value, kind)}
     if variable and variable not in objects or not variable and len(objects) != 1:
         expected = f"a {what} {variable!r}" if variable else f"one {what}"
         example = f"`{path}:{next(iter(objects), None)}`"
@@ -101,10 +111,10 @@ def _refuse_mixed_modules(path: Path, text: str) -> None:
     Raises `ImportError` if two directories have a module of one name, and the file imports it, also indirectly. Python
     has one module of each name, and would use the wrong one.
     """
-    for name, file in _local_modules(path, text, {}).items():
+    for name, file in _local_modules(path.resolve(), text, {}).items():
         loaded = getattr(sys.modules.get(name), "__file__", None)
         for other in (_MODULES.setdefault(name, file), loaded):
-            if other is not None and not file.samefile(other):
+            if other is not None and Path(other).resolve() != file.resolve():
                 raise ImportError(
                     f"the module {name!r} of this directory has the name of a module of another directory. Rename one "
                     "of them."

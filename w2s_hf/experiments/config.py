@@ -380,8 +380,9 @@ class ClassificationArguments(ProbabilityArguments):
         metadata={
             "help": "Score baselines of the student's own knowledge: its zero-shot and few-shot answers, and a "
             "student trained on its zero-shot answers. The prompt is the prompt of the task, and examples have weak "
-            "labels. All answers are balanced by their median. Unset: true for decoders that know the answer words, "
-            "and false in the demo, whose models do not know such prompts."
+            "labels. All answers are balanced by their median. Unset: true for decoders that know the answer words. "
+            "The demo leaves the baselines out, because its models do not know such prompts. FSDP and DeepSpeed leave "
+            "them out, because each process would load the whole student."
         },
     )
     demo_world: str = field(

@@ -184,8 +184,7 @@ class Experiment:
                     f"--prompt_shots: got {n_shots}, expected at most {n_examples}, the number of training rows of "
                     "students. Use fewer examples."
                 )
-            if "prompting" in self.args.analyses and isinstance(self.task, Task) and not self.args.demo:
-                self._check_prompt_lengths(self.task, self._splits[key], models.student, seed)
+            self._check_prompt_lengths(self._splits[key], models.student, seed)
             if isinstance(self.args, ClassificationArguments):
                 self._decide_self_baselines(self.args, self._splits[key], models.student, seed)
             self._check_memory(models)
@@ -285,18 +284,37 @@ class Experiment:
                     f"{alternative}."
                 ) from error
 
-    def _check_prompt_lengths(self, task: Task, splits: TaskSplits, student: ModelSpec, seed: int) -> None:
-        """Raises `ValueError` if a prompt with examples is longer than the context of the student."""
+    def _check_prompt_lengths(self, splits: TaskSplits, student: ModelSpec, seed: int) -> None:
+        """
+        Checks the prompts of analyses and methods before anything is trained. Prompts of the demo are always short.
+
+        Raises:
+            ValueError: A prompt is longer than the context of the student.
+        """
+        prompts = prompts_of(self.task, self.args, self.world(seed))
+        if prompts is None or self.args.demo:
+            return
+        assert isinstance(self.task, Task)  # only texts have prompts
+        tests, examples = splits.test["text"][:], splits.student_half["text"][:]
+        rows = [text for part in splits.student for text in part["text"][:]]
+        asked = {
+            f"--methods {name}": ([rows], 0)
+            for name, method in self.args.methods_by_name.items()
+            if method.needs_prompts
+        }
+        if "prompting" in self.args.analyses:
+            contents = [tests, [self.task.content_free] * len(tests)]
+            asked["--analyses prompting"] = (contents, self.args.prompt_shots)
+        if not asked:
+            return
         tokenizer = load_tokenizer(student.path, revision=student.revision)
         config = load_config(student.path, revision=student.revision)
-        prompts = prompts_of(task, self.args, None)
-        assert prompts is not None  # the task has texts
-        tests, examples = splits.test["text"][:], splits.student_half["text"][:]
-        try:
-            for texts in (tests, [task.content_free] * len(tests)):
-                check_prompt_lengths(tokenizer, config, prompts, texts, examples, self.args.prompt_shots, seed)
-        except ValueError as error:
-            raise ValueError(f"--analyses prompting: {student.name}, {task.name}: {error}") from error
+        for option, (several, n_shots) in asked.items():
+            try:
+                for texts in several:
+                    check_prompt_lengths(tokenizer, config, prompts, texts, examples, n_shots, seed)
+            except ValueError as error:
+                raise ValueError(f"{option}: {student.name}, {self.task.name}: {error}") from error
 
     def _load_splits(self, seed: int) -> TaskSplits:
         world = self.world(seed)
@@ -421,9 +439,15 @@ class Experiment:
         manifest = self._claim_output_dir()
         try:
             return self._run(manifest, started)
-        except Exception:  # After an interrupt by the user, the manifest is kept, so that the run can be resumed.
+        except Exception as error:
+            # After an interrupt by the user, the manifest is kept, so that the run can be resumed.
             if PartialState().is_main_process:
                 release(self.output_dir)
+            if n_built := self.finetuner.cache.n_built:
+                error.add_note(
+                    f"The {n_built} finished stages of this run are kept. Repeat the command to continue, also with "
+                    "other --methods."
+                )
             raise
 
     def _run(self, manifest: Manifest, started: float) -> ExperimentResult:

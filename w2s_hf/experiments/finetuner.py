@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from ..labels import LabelsById
-from ..losses import LOSS_ARGUMENTS, RowLoss
+from ..losses import ALL_LOSS_ARGUMENTS, LOSS_ARGUMENTS, RowLoss
 from ..methods import NAIVE, Method
 from ..modeling import fresh_adapter, load_adapter_weights, load_tokenizer
 from ..modeling.heads import base_of, initialise_head
@@ -39,8 +39,6 @@ from .tracking import run_path, tracked, untracked
 __all__ = ["Finetuned", "Finetuner", "RowsSource", "prompt_of_head", "save_training"]
 
 Network = TypeVar("Network", bound=torch.nn.Module)
-
-_OF_LOSSES = {name for names in LOSS_ARGUMENTS.values() for name in names}
 
 
 class RowsSource(Protocol):
@@ -360,7 +358,7 @@ class Finetuner:
         defaults = {f.name: f.default for f in dataclasses.fields(self.args)}
         read = LOSS_ARGUMENTS.get(values.get("loss_type", ""), ())
         # Options that the loss does not read change no result. The supervisor does not depend on the students' losses.
-        values |= {name: defaults[name] for name in _OF_LOSSES if name in values and name not in read}
+        values |= {name: defaults[name] for name in ALL_LOSS_ARGUMENTS if name in values and name not in read}
         if values.get("aux_start") == "first_step":
             del values["aux_start"]  # older versions have keys without this option
         return {name: str(value) for name, value in values.items() if name not in WITHOUT_EFFECT}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -27,6 +28,9 @@ __all__ = ["StudentRows", "labelled", "labels_of_method", "labels_title"]
 
 T = TypeVar("T")
 
+# Transforms compute with these libraries. Their versions are not in the keys of other stages.
+_LIBRARIES = ("numpy", "scipy", "scikit-learn")
+
 
 class Source(NamedTuple):
     """A [`RowsSource`] without the rows and their ground truth."""
@@ -40,8 +44,8 @@ class StudentRows(LabelContext):
     """
     The [`LabelContext`] of an experiment. Everything that it computes is a cached stage.
 
-    It has no true label of the rows that students are trained or scored on. The rows have no column `ground_truth`,
-    and their ids are their positions, because the ids of a task may depend on its labels.
+    It has no true label of the rows that students are trained or scored on. The rows have no columns `ground_truth`,
+    `group` and `question`. Their ids are their positions, because the ids of a task may depend on its labels.
 
     Args:
         weak_labels ([`WeakLabels`]): The labels of the supervisors, or their mean.
@@ -261,6 +265,7 @@ def labels_of_method(
         "prompts": repr(prompts),
         "seed": seed,
         "n_processes": PartialState().num_processes,
+        "libraries": {name: version(name) for name in _LIBRARIES},
     }
 
     def build(directory: Path) -> None:
@@ -283,7 +288,9 @@ def labels_title(method: str) -> str:
 
 
 def _without_truth(rows: Dataset) -> Dataset:
-    return rows.remove_columns("ground_truth")
+    # Groups and questions are numbers and hashes of ids, which depend on the labels of some tasks.
+    hidden = {"ground_truth", "group", "question"}
+    return rows.remove_columns([name for name in rows.column_names if name in hidden])
 
 
 def _with_ids(rows: Dataset, ids: list[str]) -> Dataset:

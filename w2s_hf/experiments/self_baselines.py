@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._compat import parse_flag_from_env
 from ..analysis.prompting import few_shot_prompts
-from ..methods import METHODS
+from ..methods import BOOTSTRAP, METHODS
 from ..metrics import difference_interval
 from ..modeling import load_config, load_tokenizer
 from ..modeling.spec import ModelSpec
@@ -22,7 +23,7 @@ from .prompts import check_prompt_lengths, prompts_of
 
 __all__ = [
     "SELF_BASELINES", "SELF_TRAINED", "SelfBaselines", "has_self_baselines", "self_baseline_results",
-    "self_baselines", "self_trained_summary",
+    "self_baselines", "self_trained_summary", "sharding_engine",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,12 @@ def has_self_baselines(
     wanted, prompts = getattr(args, "self_baselines", False), prompts_of(task, args, world)
     if prompts is None or wanted is False or (wanted is None and args.demo):
         return False
+    if wanted is None and (sharding := sharding_engine()):
+        logger.info(
+            f"The {SELF_BASELINES} are skipped with {sharding}, because each process would load the whole student. To "
+            "compute them, set --self_baselines true."
+        )
+        return False
     try:
         check_decoder(student, "--self_baselines")
         tokenizer = load_tokenizer(student.path, revision=student.revision)
@@ -72,6 +79,11 @@ def has_self_baselines(
         logger.info(f"The {SELF_BASELINES} are skipped. {error}")
         return False
     return True
+
+
+def sharding_engine() -> str | None:
+    """Returns the engine that shards models over processes, as `accelerate launch` has set it, or `None`."""
+    return next((name for name in ("FSDP", "DEEPSPEED") if parse_flag_from_env(f"ACCELERATE_USE_{name}")), None)
 
 
 def self_baselines(context: AnalysisContext) -> SelfBaselines:
@@ -114,14 +126,16 @@ def self_baseline_results(context: AnalysisContext, baselines: SelfBaselines) ->
 def self_trained_summary(contexts: list[AnalysisContext]) -> SelfTrainedSummary | None:
     """
     Compares the student trained on its own zero-shot answers with a student trained on the weak labels, over seeds.
-    Returns `None` if the baselines were not computed. Every rank calls this function.
+    Returns `None` if the baselines were not computed, or if no student is trained on the weak labels themselves. Every
+    rank calls this function.
     """
     if any(context.result.self_trained is None for context in contexts):
         return None
-    methods = list(contexts[0].methods)
-    method = "naive" if "naive" in methods else methods[0]
-    if method not in contexts[0].trained:
-        return None  # the only method is a chain
+    # Methods with a transform may be trained on other labels than those of the supervisor.
+    direct = [name for name, method in contexts[0].methods.items() if method.transform is None and name != BOOTSTRAP]
+    if not direct:
+        return None
+    method = "naive" if "naive" in direct else direct[0]
     own = []
     for context in contexts:
         predictions = self_baselines(context).student.predictions.of(list(context.test["id"]))  # cached

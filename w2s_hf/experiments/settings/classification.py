@@ -11,7 +11,6 @@ from datasets import Dataset, DatasetDict, Value
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ... import metrics
-from ..._compat import parse_flag_from_env
 from ...cards.markdown import render
 from ...config import WeakToStrongConfig
 from ...demo.models import World
@@ -30,7 +29,7 @@ from ...tasks.tokenizing import refuse_too_long
 from ...trainers import RewardPairTrainer, WeakToStrongTrainer
 from ..analysis_context import AnalysisContext
 from ..config import ClassificationArguments, Own
-from ..self_baselines import SELF_BASELINES, self_baseline_results, self_baselines
+from ..self_baselines import SELF_BASELINES, self_baseline_results, self_baselines, sharding_engine
 from .base import (
     ACCURACY,
     Setting,
@@ -128,7 +127,7 @@ class ProbabilitySetting(Setting):
 
     def further_results(self, context: AnalysisContext) -> dict:
         """Returns the linear probe of the student before finetuning as a baseline; see `--linear_probe`."""
-        if context.args.linear_probe is None and not context.args.demo and (sharding := _sharding()):
+        if context.args.linear_probe is None and not context.args.demo and (sharding := sharding_engine()):
             logger.info(
                 f"The linear probe of the student is skipped with {sharding}. To compute it, set --linear_probe true."
             )
@@ -147,13 +146,8 @@ class ProbabilitySetting(Setting):
     @staticmethod
     def _has_probe(args: Own) -> bool:
         if args.linear_probe is None:
-            return not args.demo and _sharding() is None
+            return not args.demo and sharding_engine() is None
         return args.linear_probe
-
-
-def _sharding() -> str | None:
-    """Returns the engine that shards models over processes, as `accelerate launch` has set it, or `None`."""
-    return next((name for name in ("FSDP", "DEEPSPEED") if parse_flag_from_env(f"ACCELERATE_USE_{name}")), None)
 
 
 def _accuracy_on_given_labels(prediction: EvalPrediction) -> dict[str, float]:
@@ -247,7 +241,9 @@ class ClassificationSetting(ProbabilitySetting):
 
     def further_steps(self, args: ClassificationArguments) -> list[str]:
         """Returns the titles of the baselines that are computed, if the student can be prompted."""
-        is_wanted = not args.demo if args.self_baselines is None else args.self_baselines
+        is_wanted = args.self_baselines
+        if is_wanted is None:
+            is_wanted = not args.demo and sharding_engine() is None
         return [*super().further_steps(args), *[SELF_BASELINES] * is_wanted]
 
     def describe(
