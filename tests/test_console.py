@@ -211,9 +211,11 @@ def test_of_several_ranks_the_first_speaks(monkeypatch):
     monkeypatch.setattr(console.time, "sleep", waits.append)
 
     def fail():
-        raise ValueError("no")
+        error = ValueError("no")
+        error.add_note("Stages are kept.")
+        raise error
 
-    with pytest.raises(SystemExit, match="error: no"):
+    with pytest.raises(SystemExit, match=r"^error: no.*\nStages are kept\.$"):
         run_recipe(fail)
     assert waits == [console._WAIT_FOR_RANK_0]
 

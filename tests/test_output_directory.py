@@ -190,12 +190,13 @@ def test_overwriting_removes_results_and_keeps_stages_and_foreign_files(tmp_path
 class Stopped(Experiment):
     """Tests an experiment that fails in its first or second seed."""
 
-    ends_in, error = 0, ValueError
+    ends_in, error, n_built = 0, ValueError, 0
 
     def inputs(self, seed):
         return None, SimpleNamespace(fingerprint=f"rows {seed}")
 
     def seed_context(self, seed):
+        self.finetuner.cache.n_built = self.n_built
         if seed == self.ends_in:
             raise self.error
         return SimpleNamespace(result={"seed": seed, "students": []}, trained={})
@@ -220,6 +221,14 @@ def test_an_error_before_the_first_result_leaves_the_directory_free(ends_in, err
         assert (tmp_path / MANIFEST).is_file() != is_free
     with pytest.raises(ValueError, match="^$" if is_free else "learning_rate: 0.003 there, 0.0001 here"):
         run_stopped(tmp_path, "--learning_rate", "1e-4")
+
+
+def test_an_error_says_that_finished_stages_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Stopped, "n_built", 3)
+    with pytest.raises(ValueError) as error:
+        run_stopped(tmp_path)
+    (note,) = error.value.__notes__
+    assert note.startswith("The 3 finished stages of this run are kept. Repeat the command")
 
 
 @pytest.mark.parametrize("is_true", [False, True], ids=["other students", "the same students"])

@@ -214,7 +214,8 @@ def run_recipe(main: Callable[[], Callable[[], object] | None]) -> None:
             time.sleep(_WAIT_FOR_RANK_0)
         logger.debug("traceback", exc_info=True)
         hint = "" if is_debugging or _is_ours(error) else f" ({_DEBUG_VARIABLE}=1 shows the traceback)"
-        sys.exit(f"error: {error}{hint}")
+        notes = [f"\n{note}" for note in getattr(error, "__notes__", [])]
+        sys.exit(f"error: {error}{hint}{''.join(notes)}")
     _leave_process_group()
 
 
