@@ -163,7 +163,9 @@ def test_real_rows(name):
     splits = load_task(name, dataset_path=path)
     check(splits)
     # The text and the split of a row do not depend on the order of the rows, which a sample shows in less time.
-    raw = {split: rows.shuffle(seed=0).select(range(min(len(rows), 1200))) for split, rows in load_dataset(path).items()}
+    raw = {
+        split: rows.shuffle(seed=0).select(range(min(len(rows), 1200))) for split, rows in load_dataset(path).items()
+    }
     shuffled = {split: rows.shuffle(seed=1) for split, rows in raw.items()}
     in_order, again = (load_task(name, raw=DatasetDict(rows)) for rows in (raw, shuffled))
     assert in_order.fingerprint == again.fingerprint
