@@ -10,7 +10,7 @@ import json
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -92,6 +92,7 @@ class Entry:
     table: pd.DataFrame
     folder: Path
     check: dict | None = None
+    _differences: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def seeds(self) -> list[int]:
@@ -167,6 +168,15 @@ class Entry:
             return of_role.pivot(index="seed", columns="id", values="predicted").loc[self.seeds].to_numpy()
 
         return (classes(method) == classes("weak")).astype(float)
+
+    def difference(self, one: str, other: str) -> tuple[str, str]:
+        """
+        Returns the difference in accuracy between two roles with its interval, and its direction. The interval is
+        computed once, because the page has most differences in two tables.
+        """
+        if (one, other) not in self._differences:
+            self._differences[one, other] = _difference(self.correct(one), self.correct(other))
+        return self._differences[one, other]
 
 
 @dataclass(frozen=True)
@@ -386,7 +396,7 @@ def differences_table(entry: Entry) -> str:
 
 def _gain(entry: Entry, one: str, other: str) -> str:
     """Returns the difference between two models with its interval, and the number of seeds in which it is positive."""
-    difference, _ = _difference(entry.correct(one), entry.correct(other))
+    difference, _ = entry.difference(one, other)
     above = (entry.accuracies(one) > entry.accuracies(other)).sum()
     return f"{difference}, {_share(above, len(entry.seeds))}"
 
@@ -561,7 +571,7 @@ def directions(entries: Sequence[tuple[str, Entry]]) -> list[Direction]:
             pairs += [(_ZERO_SHOT, "naive")] if entry.is_prompted else []
             pairs += [(SELF_TRAINED, "naive")] if entry.is_self_trained else []
         for one, other in pairs:
-            difference = _difference(entry.correct(one), entry.correct(other))
+            difference = entry.difference(one, other)
             rows.append(Direction(name, one, other, *difference, paper.get(f"{one} and {other}", "")))
         is_wrong = entry.correct("weak") == 0
         # If the supervisor is always right or always wrong, one of the two shares is undefined.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,8 @@ def blocks(page: Path, *languages: str) -> Iterator[re.Match]:
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """
-    The directory that blocks run in: models under the names that blocks use, files of rows and results. Nothing is
-    pushed to the Hub.
+    The directory that blocks run in: models under the names that blocks use, files of rows and results. The demo is
+    small, and nothing is pushed to the Hub.
     """
     for size in ("0.5B", "1.5B", "7B"):
         directory = tmp_path / "Qwen" / f"Qwen2.5-{size}"
@@ -72,6 +73,8 @@ def workplace(tmp_path, monkeypatch):
     numbers = range(200)
     messages = {"message": [f"message {i}" for i in numbers], "is_spam": [i % 2 for i in numbers]}
     pd.DataFrame(messages).to_csv(tmp_path / "data" / "messages.csv", index=False)
+    small = {"n_weak": 60, "n_train": 120, "n_validation": 20, "n_test": 80, "n_documents": 64}
+    monkeypatch.setattr(w2s_hf, "load_demo", partial(w2s_hf.load_demo, **small), raising=False)
     monkeypatch.setattr("w2s_hf.trainers.student_card.WithStudentCard.push_to_hub", lambda *args, **kwargs: None)
     monkeypatch.setenv("W2S_HF_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -461,10 +461,11 @@ RANKS = """
 
 
 @pytest.mark.distributed
-def test_two_ranks_have_the_same_labels(finished, cache, tmp_path, monkeypatch):
+def test_two_ranks_have_the_same_labels(cache, tmp_path, monkeypatch):
     write_methods(tmp_path, RANKS)
     monkeypatch.chdir(tmp_path)
     options = [*TINY, "--methods", "mine.py", "--output_dir", "out"]
+    options += ["--config", "demo", "--student_model", "scratch-64x2"]  # without pretraining and control
     process = forked(ROOT / "recipes" / "boolq.py", *options, n_ranks=2, W2S_HF_CACHE=str(cache))
     assert process.returncode == 0, process.stderr[-3000:]
     first, second = (np.load(tmp_path / f"rank{rank}.npy") for rank in range(2))

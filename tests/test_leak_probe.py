@@ -78,8 +78,6 @@ def test_published_leaks_are_caught_on_real_rows(task):
     assert guesses["form"].accuracy > 0.95, guesses
     if task is not RIGHT_ANSWER_LISTED_FIRST:  # this leak is visible only if the answer is known
         assert guesses["text"].accuracy > 0.95, guesses
-    sound = leak_probe(TASKS[task.name], rows, max_rows=2000)
-    assert sound["form"].at_chance
 
 
 def test_a_column_of_categories_is_no_content(world):

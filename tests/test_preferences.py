@@ -313,8 +313,12 @@ def test_real_pairs_fit_and_keep_their_replies():
     sizes = {name: len(part) for name, part in splits.parts.items()}
     assert sizes["weak_half"] == pytest.approx(sizes["student_half"], rel=0.02) and sizes["test"] > 1000
     for part in splits.parts.values():
-        assert 0.4 < np.mean(part["ground_truth"]) < 0.6
-        for row, tokens in zip(part, tokenize_pairs(part, tokenizer, 256), strict=True):
-            for side, name in (("first", "chosen_ids"), ("second", "rejected_ids")):
-                assert len(tokens[name]) <= 256
-                assert tokenizer.decode(tokens[name]).endswith(row[side] + "<|endoftext|>")
+        assert 0.4 < np.mean(part["ground_truth"][:]) < 0.6
+        part = part.select(range(min(len(part), 400)))
+        tokens = tokenize_pairs(part, tokenizer, 256)
+        for side, name in (("first", "chosen_ids"), ("second", "rejected_ids")):
+            assert max(map(len, tokens[name][:])) <= 256
+            texts = tokenizer.batch_decode(tokens[name][:])
+            assert all(
+                text.endswith(reply + "<|endoftext|>") for text, reply in zip(texts, part[side][:], strict=True)
+            )

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, load_dataset
 from helpers.models import (
     make_character_tokenizer,
     make_language_model,
@@ -451,7 +451,9 @@ def test_a_real_tokenizer_joins_the_second_answer_with_the_suffix(suffix, answer
 @pytest.mark.parametrize("name", ["sst2", "sciq"])
 def test_a_real_decoder_is_asked_as_in_ten_lines_of_transformers(name, tmp_path):
     directory, task = real_model(), TASKS[name]
-    splits = load_task(task, dataset_path=real(name), n_train=16, n_validation=4, n_test=6)
+    raw = {split: rows.select(range(300)) for split, rows in load_dataset(real(name)).items()}
+    sizes = {"raw": DatasetDict(raw), "n_train": 16, "n_validation": 4, "n_test": 6}
+    splits = load_task(task, **sizes)
     form, texts = task.prompt_format, splits.test["text"][:]
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -469,6 +471,6 @@ def test_a_real_decoder_is_asked_as_in_ten_lines_of_transformers(name, tmp_path)
     assert predictions[:, 1].std() > 1e-3
     config = StudentConfig(dtype="float32", head_init="answers", lora_r=4)
     spec = ModelSpec.find(directory, "--student_model", config)
-    prompted = load_task(task.prompted(), dataset_path=real(name), n_train=16, n_validation=4, n_test=6).test
+    prompted = load_task(task.prompted(), **sizes).test
     assert prompted["text"][:] == list(map(form.prompt, texts))
     np.testing.assert_allclose(untrained_predictions(task, prompted, spec, tmp_path), expected, atol=1e-5)

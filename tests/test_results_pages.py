@@ -720,8 +720,9 @@ def test_a_local_copy_takes_the_place_of_a_model_that_the_configuration_names(tm
 @pytest.mark.slow
 def test_a_run_leaves_its_results(tmp_path, cache, monkeypatch):
     """Runs a tiny demo as a table. Two runs share a supervisor, and the published files contain the command."""
-    demo = {"config": "demo", "seeds": [0], "methods": ["naive"], "demo_documents": 400, "n_train": 24, "n_weak": 24}
-    demo |= {"n_validation": 8, "n_test": 20, "max_steps": 2}
+    demo = {"config": "demo", "seeds": [0], "methods": ["naive"], "n_train": 24, "n_weak": 24}
+    demo |= {"n_validation": 8, "n_test": 20, "max_steps": 1, "student_model": "scratch-64x2"}
+    demo |= {"load_best_model_at_end": False, "eval_strategy": "no", "save_strategy": "no"}
     table = {"title": "Demo", "recipe": "recipes/boolq.py", "runs": {"a": {}, "b": {"seeds": [0, 1]}}}
     tables = write_tables(tmp_path / "list", {"demo": table}, demo)
 

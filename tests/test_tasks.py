@@ -33,7 +33,7 @@ def check_shortening(splits, tokenizer, max_length):
     """Checks that only the context is truncated, and everything before and after it is complete."""
     n_shortened = 0
     for part in splits.parts.values():
-        rows = part.select(range(min(len(part), 400)))
+        rows = part.select(range(min(len(part), 100)))
         for row in tokenize_rows(rows, tokenizer, max_length):
             text = tokenizer.decode(row["input_ids"], skip_special_tokens=True)
             before, after = row["text"][: row["context_start"]], row["text"][row["context_end"] :]
@@ -162,9 +162,13 @@ def test_real_rows(name):
     path = real(name)
     splits = load_task(name, dataset_path=path)
     check(splits)
-    task, raw = TASKS[name], load_dataset(path)
-    raw = DatasetDict({split: rows.shuffle(seed=1) for split, rows in raw.items()})
-    assert load_task(task, raw=raw).fingerprint == splits.fingerprint
+    # The text and the split of a row do not depend on the order of the rows, which a sample shows in less time.
+    raw = {
+        split: rows.shuffle(seed=0).select(range(min(len(rows), 1200))) for split, rows in load_dataset(path).items()
+    }
+    shuffled = {split: rows.shuffle(seed=1) for split, rows in raw.items()}
+    in_order, again = (load_task(name, raw=DatasetDict(rows)) for rows in (raw, shuffled))
+    assert in_order.fingerprint == again.fingerprint
     tokenizer = AutoTokenizer.from_pretrained(real("tokenizers/gpt2"))
     n_shortened = check_shortening(splits, tokenizer, 256)
     if name in ("quail", "dream", "multirc", "boolq"):

@@ -175,7 +175,8 @@ def difference_interval(
         rows = rng.integers(0, n, (size, n))
         with np.errstate(invalid="ignore"):  # 0 / 0 occurs if all rows are NaN
             first_means, second_means = (
-                values[:, rows].sum(axis=2) / mask[:, rows].sum(axis=2) for values, mask in values_and_masks
+                values[:, rows].sum(axis=2) / (n if mask.all() else mask[:, rows].sum(axis=2))
+                for values, mask in values_and_masks
             )
         seeds = rng.integers(0, n_seeds, (n_seeds, size))
         differences[start : start + size] = np.take_along_axis(first_means - second_means, seeds, axis=0).mean(axis=0)

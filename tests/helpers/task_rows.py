@@ -26,11 +26,14 @@ def check(splits):
     """Checks the properties of the splits of any task."""
     groups, texts = {}, set()
     for name, part in splits.parts.items():
-        assert np.mean(part["ground_truth"]) == 0.5
-        right = Counter(q for q, truth in zip(part["question"], part["ground_truth"], strict=True) if truth and q)
-        wrong = Counter(q for q, truth in zip(part["question"], part["ground_truth"], strict=True) if not truth and q)
+        truths, questions, texts_of_part, groups_of_part = (
+            part[column][:] for column in ("ground_truth", "question", "text", "group")
+        )
+        assert np.mean(truths) == 0.5
+        right = Counter(q for q, truth in zip(questions, truths, strict=True) if truth and q)
+        wrong = Counter(q for q, truth in zip(questions, truths, strict=True) if not truth and q)
         assert right == wrong, "as many right as wrong answers to each question"
-        for group, text in zip(part["group"], part["text"], strict=True):
+        for group, text in zip(groups_of_part, texts_of_part, strict=True):
             assert groups.setdefault(group, name) == name, "a group in two splits"
             text = " ".join(text.casefold().split())
             assert text and text not in texts, "a duplicate"

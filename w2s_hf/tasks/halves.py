@@ -293,7 +293,7 @@ def split_links(
     Raises:
         ValueError: Fewer rows remain than the links need.
     """
-    used_groups = {group for part in parts.values() for group in part["group"]}
+    used_groups = {group for part in parts.values() for group in part["group"][:]}
     remaining = [row for row in rows if row["group"] not in used_groups]
     n_wanted = sum(sizes.values())
     if n_wanted > len(remaining):

@@ -133,10 +133,12 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
         )
     labels, (_, group) = np.asarray(truth), np.unique(groups, return_inverse=True)
     features, names = format_features(texts)
+    varies = np.ptp(features, axis=0) > 0  # the other features cannot predict anything
+    varying = features[:, varies] if varies.any() else features[:, :1]
     # A shallow model suffices: there are a few thousand texts, and leaks are simple.
     model = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=8, random_state=0)
     folds = StratifiedGroupKFold(_N_FOLDS, shuffle=True, random_state=0)
-    correct = cross_val_predict(model, features, labels, groups=group, cv=folds) == labels
+    correct = cross_val_predict(model, varying, labels, groups=group, cv=folds) == labels
     right, total = np.bincount(group, weights=correct), np.bincount(group).astype(float)
 
     def share(right: np.ndarray, total: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -149,7 +151,10 @@ def probe_texts(texts: list[str], truth: list[int], groups: list[str], *, confid
             confidence_level=confidence_level, rng=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
         interval = (float(estimate.low), float(estimate.high))
-    aurocs = [float(roc_auc_score(labels, column)) for column in features.T]
+    aurocs = [
+        float(roc_auc_score(labels, column)) if differs else 0.5
+        for column, differs in zip(features.T, varies, strict=True)
+    ]
     strongest = sorted(zip(names, aurocs, strict=True), key=lambda pair: -abs(pair[1] - 0.5))[:3]
     return Guess(float(correct.mean()), interval, len(texts), strongest)
 
@@ -212,7 +217,7 @@ def _content(task: Task, rows: Dataset) -> Iterator[list[str]]:
     Yields the content of each row: its strings of two letters or more, longest first. Categories are not content.
     """
     columns = [name for name in task.columns if name != task.label]
-    strings = {name: [list(_strings(value)) for value in rows[name]] for name in columns}
+    strings = {name: [list(_strings(value)) for value in rows[name][:]] for name in columns}
     vocabularies = {name: {string for row in column for string in row} for name, column in strings.items()}
     texts = [name for name in columns if len(vocabularies[name]) > _N_CATEGORIES]
     for index, row in enumerate(rows.select_columns(list(task.columns))):
@@ -224,7 +229,8 @@ def _content(task: Task, rows: Dataset) -> Iterator[list[str]]:
 
 
 def _is_piece(piece: str, string: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(piece)}(?!\w)", string) is not None
+    # The first condition saves the second one, whose pattern is compiled for each piece.
+    return piece in string and re.search(rf"(?<!\w){re.escape(piece)}(?!\w)", string) is not None
 
 
 def skeleton(text: str, content: list[str]) -> str:

@@ -147,14 +147,14 @@ class TaskSplits:
                     f"{self.task.name}: got no rows for `{name}`, expected at least one. Set fewer rows for the other "
                     "parts, or add rows to the dataset."
                 )
-            classes = sorted(set(part["ground_truth"]))
+            classes = sorted(set(part["ground_truth"][:]))
             if not isinstance(classes[0], str) and classes != [0, 1]:
                 raise ValueError(
                     f"{self.task.name}: the split `{name}` ({len(part)} rows) has the classes {classes}, expected 0 "
                     "and 1. Accuracy and PGR are not meaningful for a single class. Use more rows"
                     + (f" ({OPTIONS[name]})." if name in OPTIONS else ".")
                 )
-            for row_id, group in zip(part["id"], part["group"], strict=True):
+            for row_id, group in zip(part["id"][:], part["group"][:], strict=True):
                 if row_id in owner_of_id:
                     raise ValueError(
                         f"{self.task.name}: got the row {row_id!r} in `{owner_of_id[row_id]}` and in `{name}`, "
@@ -342,7 +342,7 @@ class Loader(ABC):
         parts["test"] = self._part("test", test, n_test, seed)
         link_rows = split_links(self.task, train + spare, parts, links, seed) if links else {}
         link_parts = {name: self._part(name, rows, links[name], seed) for name, rows in link_rows.items()}
-        ids = {row_id for part in (*parts.values(), *link_parts.values()) for row_id in part["id"]}
+        ids = {row_id for part in (*parts.values(), *link_parts.values()) for row_id in part["id"][:]}
         return TaskSplits(
             self.task,
             **parts,
