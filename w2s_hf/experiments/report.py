@@ -1,7 +1,7 @@
 """Writes results.json, report.md, a figure and the card of each student."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -129,6 +129,39 @@ def _transfer(results: ExperimentResult) -> dict[str, tuple[list[str], list[list
         lines.append(["strong ceiling", accuracy_of([of_seed.ceiling for of_seed in of_seeds])])
         tables[task] = header, [line + [""] * (len(header) - len(line)) for line in lines]
     return tables
+
+
+def _label_notes(results: ExperimentResult) -> list[str]:
+    """Returns the section of the report about labels that methods have changed; an empty list without such methods."""
+    students = [student for run in results.runs for student in run.students]
+    changed = dict.fromkeys(student.method for student in students if student.labels is not None)
+    if not changed:
+        return []
+
+    def mean(values: Iterable[float | None], digits: int = 3) -> str:
+        known = [value for value in values if value is not None]
+        return rounded(sum(known) / len(known), digits) if known else ""
+
+    weak = [run.weak for run in results.runs]
+    of_supervisor = mean(each.label_accuracy for each in weak), mean(each.label_confidence for each in weak)
+    lines = [["weak labels", str(results.dataset.n_student_half), *of_supervisor, "", ""]]
+    for method in changed:
+        of_method = [student for student in students if student.method == method]
+        labels = [student.labels for student in of_method if student.labels is not None]
+        learned = [student.supervisor_weights for student in of_method if student.supervisor_weights is not None]
+        line = [method, mean((each.n_train for each in labels), 0)]
+        line += [mean(each.accuracy for each in labels), mean(each.confidence for each in labels)]
+        line.append(mean(each.weights["mean"] for each in labels if each.weights is not None))
+        lines.append([*line, " / ".join(mean(weights, 2) for weights in zip(*learned, strict=True))])
+    header = ["labels", "training rows", "correct", "confidence", "mean weight", "learned weights of supervisors"]
+    kept = [column for column in range(len(header)) if any(line[column] for line in lines)]
+    return [
+        "## Training labels",
+        "These methods train on labels other than the weak labels. Values are means over the seeds. `correct` is the "
+        "share of training rows whose label has the true class. `confidence` is the larger probability of a label. No "
+        "method was told which labels are correct.",
+        markdown_table([header[column] for column in kept], [[line[column] for column in kept] for line in lines]),
+    ]
 
 
 _SAME_WORLD = " In the demo, the rows of all tasks are about the same entities. They differ only in their format."
@@ -440,7 +473,7 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
     plot_accuracies(results, output_dir / "figures" / "accuracy.png")
     if results.runs[0].transfer:
         plot_transfer(results, output_dir / "figures" / "transfer.png")
-    _write(output_dir / "report.md", _report(results, [*_transfer_notes(results), *notes]))
+    _write(output_dir / "report.md", _report(results, [*_label_notes(results), *_transfer_notes(results), *notes]))
     for run in results.runs:
         for student in run.students:
             for link in (None, *student.links[:-1]):  # the last link is the student
