@@ -96,8 +96,8 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         - `correct`: whether the prediction is correct.
 
         Roles are `weak`, `ceiling`, `ceiling_plain`, `control` and the methods of students. A chain has `link_1`, ...,
-        and `direct` and `direct_all` for students without the chain. The linear probe and the prompts of
-        `--analyses prompting` have their names as roles.
+        and `direct` and `direct_all` for students without the chain. The linear probe, the prompts, and the student
+        that is trained on its zero-shot answers have their names as roles.
 
     Raises:
         FileNotFoundError: The file does not exist.
