@@ -256,6 +256,12 @@ def _interval(ends: Sequence[float] | None, digits: int) -> str:
     return f" [{rounded(ends[0], digits)}, {rounded(ends[1], digits)}]"
 
 
+def _all_seeds(groups: Sequence[Group]) -> str:
+    """Returns the number of seeds of the runs of the README, or `the seeds` if runs have different numbers."""
+    numbers = {len(entry.seeds) for group in groups if group.table.short for entry in group.entries}
+    return _seeds(numbers.pop()) if len(numbers) == 1 else "the seeds"
+
+
 def _share(count: int, total: int) -> str:
     return f"{count} of {total}"
 
@@ -662,10 +668,9 @@ def prompts_finding(entries: Sequence[dict]) -> str:
 
 
 _NOTHING = "No run has been published yet: `python results/run.py` trains the models."
-_OVERVIEW = (
-    "The table has the mean accuracy over the seeds. The parentheses contain the median of the seeds' PGR with its "
-    "95 % interval. This median is not the PGR of the mean accuracies. `no clear gap` means that the ceiling is not "
-    "clearly above the supervisor."
+_CELLS = (
+    "The parentheses contain the median of the seeds' PGR with its 95 % interval. This median is not the PGR of the "
+    "mean accuracies."
 )
 _SUMMARY = (
     "The summary counts comparisons of the runs in the section [Overview](#overview). Two models are not "
@@ -698,12 +703,13 @@ _AGAIN = """\
 of each run.
 
 `python results/run.py sst2` trains the models of the table `sst2` again and replaces its files in `results/`. Without
-a name, it trains the models of all tables, including tables without results. `--add_methods NAME` adds a method. With
-`--check`, it replaces nothing, and compares the predictions of the test rows with `predictions.parquet`. Predictions
-by prompts are not compared. Models and rows come from the Hub. With `--models DIRECTORY --data DIRECTORY`, they come
-from local copies. The directory of the models contains `smollm2-135m/`. The directory of the data contains `sst2/`
-with the files of each split. `python results/run.py --help` describes both directories. `python results/build.py`
-writes this page."""
+a name, it trains the models of all tables, including tables without results. `--add_methods NAME` adds a method and
+trains all models again. `--only_methods NAME` adds a method and keeps the published students. With `--check`, it
+replaces nothing, and compares the predictions of the test rows with `predictions.parquet`. Predictions by prompts are
+not compared. Models and rows come from the Hub. With `--models DIRECTORY --data DIRECTORY`, they come from local
+copies. The directory of the models contains `smollm2-135m/`. The directory of the data contains `sst2/` with the
+files of each split. `python results/run.py --help` describes both directories. `python results/build.py` writes this
+page."""
 _METHOD = """\
 ## Metrics and setup
 
@@ -759,7 +765,8 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
             "\n".join(f"- {line}" for line in summary(comparisons)),
             methods_summary(comparisons),
             "## Overview",
-            _OVERVIEW,
+            f"The table has the mean accuracy over {_all_seeds(groups)}. {_CELLS} `no clear gap` means that the ceiling "
+            "is not clearly above the supervisor.",
             overview([group for group in groups if group.table.short], short=True),
             "![Test accuracy of supervisors, students and ceilings](figures/results.png)",
             "## The paper's comparisons",
@@ -814,8 +821,7 @@ def readme_text(groups: Sequence[Group]) -> str:
         for group in groups
     ]
     return "\n\n".join([
-        f"The table has the mean accuracy over the seeds on {rows} test rows. The parentheses contain the "
-        "median of the seeds' PGR with its 95 % interval. This median is not the PGR of the mean accuracies.",
+        f"The table has the mean accuracy over {_all_seeds(groups)} on {rows} test rows. {_CELLS}",
         overview(groups, short=True),
         "![Test accuracy of supervisors, students and ceilings](docs/figures/results.png)",
         "An empty cell was not run for this task. Without a clear gap between supervisor and ceiling, PGR is not "

@@ -1,8 +1,9 @@
 """Compares the predictions of two runs, and merges their results."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ import pandas as pd
 from w2s_hf.results import PREDICTIONS, ExperimentResult, SeedResult, read_predictions
 
 __all__ = ["compare_predictions", "merge"]
+
+T = TypeVar("T")
 
 
 def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list[dict]:
@@ -110,11 +113,11 @@ def merge(published: Path, added: Path) -> tuple[ExperimentResult, pd.DataFrame]
                 f"({model['n_different']} of {model['n']} classes differ). Train all methods again, without "
                 "--only_methods."
             )
-    methods = [summary.method for summary in new.summary]
     results = replace(
         new,
         runs=[_merge_seed(*runs) for runs in zip(old.runs, new.runs, strict=True)],
-        summary=[*(each for each in old.summary if each.method not in methods), *new.summary],
+        summary=_merged(old.summary, new.summary, "method"),
+        self_trained=new.self_trained or old.self_trained,
         settings=replace(new.settings, losses=old.settings.losses | new.settings.losses),
         wall_seconds={
             name: max(seconds.get(name, 0.0) for seconds in (old.wall_seconds, new.wall_seconds))
@@ -128,14 +131,24 @@ def _models(predictions: pd.DataFrame) -> pd.MultiIndex:
     return pd.MultiIndex.from_frame(predictions[["seed", "role"]])
 
 
+def _merged(old: Sequence[T], new: Sequence[T], key: str) -> list[T]:
+    """Returns the entries of both runs, in the order of `old`. Entries of `new` replace those with the same key."""
+    entries = {getattr(each, key): each for each in old} | {getattr(each, key): each for each in new}
+    return list(entries.values())
+
+
 def _merge_seed(old: SeedResult, new: SeedResult) -> SeedResult:
     """Returns the results of one seed with the models of both runs. Entries of `new` replace those of `old`."""
-    methods, baselines = {each.method for each in new.students}, {each.name for each in new.baselines}
+    transfer = dict(old.transfer)
+    for task, of_task in new.transfer.items():
+        students = _merged(old.transfer[task].students, of_task.students, "method") if task in transfer else None
+        transfer[task] = of_task if students is None else replace(of_task, students=students)
     return replace(
         new,
-        students=[*(each for each in old.students if each.method not in methods), *new.students],
-        baselines=[*(each for each in old.baselines if each.name not in baselines), *new.baselines],
+        students=_merged(old.students, new.students, "method"),
+        baselines=_merged(old.baselines, new.baselines, "name"),
         self_trained=new.self_trained or old.self_trained,
+        by_situation=old.by_situation | new.by_situation,
         analyses=old.analyses | new.analyses,
-        transfer=old.transfer | new.transfer,
+        transfer=transfer,
     )

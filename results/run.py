@@ -17,7 +17,8 @@ results. List added methods, seeds and analyses in tables.yaml, too. Models in `
 `--only_methods` trains the supervisor, the ceiling, and the students of `naive` and of the given methods. The other
 students of the published results are kept. Their predictions are the same as in a run with all methods, because the
 training is deterministic. The command fails if supervisor, ceiling or naive students have other predictions than the
-published ones.
+published ones. Baselines of the student's own answers are added if they are missing. Analyses are not repeated, so
+their tables lack the new methods.
 
 If the options of a table have changed, add `--overwrite`. Afterwards, `python results/build.py` writes the page.
 
@@ -52,6 +53,7 @@ from filelock import FileLock, Timeout
 
 import w2s_hf
 from w2s_hf.command_line import CommandLine, did_you_mean
+from w2s_hf.experiments.cache import library_versions
 from w2s_hf.experiments.config import ANALYSES, check_names
 from w2s_hf.methods import BOOTSTRAP, METHODS
 from w2s_hf.results import PREDICTIONS, ExperimentResult, read_predictions
@@ -118,10 +120,58 @@ class Run:
             analyses=list(results.runs[0].analyses),
         )
 
-    def only(self, methods: list[str]) -> "Run":
-        """Returns the run with the naive method and other methods, and without analyses."""
-        options = {name: value for name, value in self.options.items() if name != "analyses"}
-        return replace(self, options=options | {"methods": list(dict.fromkeys(["naive", *methods]))})
+    def published(self, folder: Path, option: str) -> ExperimentResult:
+        """
+        Returns the published results of the run.
+
+        Args:
+            folder (`Path`): The directory that contains the published results of all runs.
+            option (`str`): The option that needs them, for errors.
+
+        Raises:
+            ValueError: No predictions are published, or they have other options.
+        """
+        if not (folder / self.name / PREDICTIONS).is_file():
+            raise ValueError(
+                f"{option}: got no {self.name}/{PREDICTIONS} in {folder.name}, expected published predictions. Run "
+                f"{self.name} without {option} first."
+            )
+        published = json.loads((folder / self.name / "run.json").read_text())["options"]
+        current = json.loads(json.dumps(self.resolved))
+        for name in {**published, **current}:
+            if name not in ("methods", "seeds", "analyses") and published.get(name) != current.get(name):
+                raise ValueError(
+                    f"{option}: got {self.name} with {name}={current.get(name)} in tables.yaml or its configuration, "
+                    f"expected {published.get(name)}, as in its published results. Run {self.name} without {option} "
+                    "first."
+                )
+        return ExperimentResult.read(folder / self.name / "results.json")
+
+    def only(self, folder: Path, methods: list[str]) -> tuple["Run", "Run"]:
+        """
+        Returns two runs. The first has the published methods and seeds, and the other methods. The second trains only
+        the other methods and `naive`, without analyses.
+
+        Raises:
+            ValueError: The published results have other options or versions of libraries, or no `naive` student.
+        """
+        results = self.published(folder, "--only_methods")
+        if results.versions != (here := library_versions()):
+            differing = [name for name in here if here[name] != results.versions.get(name)]
+            raise ValueError(
+                f"--only_methods: got other versions of {', '.join(differing)} than the published results of "
+                f"{self.name}, expected the same versions. Run {self.name} with --add_methods instead."
+            )
+        known = [summary.method for summary in results.summary]
+        if "naive" not in known:
+            raise ValueError(
+                f"--only_methods: got published results of {self.name} without naive, expected a naive student, whose "
+                f"predictions are compared. Run {self.name} with --add_methods instead."
+            )
+        seeds = {"seeds": [run.seed for run in results.runs]}
+        whole = replace(self, options=self.options | seeds).with_results(folder).grown(methods=methods)
+        options = {name: value for name, value in whole.options.items() if name != "analyses"}
+        return whole, replace(self, options=options | {"methods": list(dict.fromkeys(["naive", *methods]))})
 
     def to_check(self, folder: Path, seeds: list[int]) -> "Run":
         """
@@ -131,23 +181,8 @@ class Run:
         Raises:
             ValueError: No predictions are published, they have other options, or they lack one of the seeds.
         """
-        path = folder / self.name / PREDICTIONS
-        if not path.is_file():
-            raise ValueError(
-                f"--check: got no {self.name}/{PREDICTIONS} in {folder.name}, expected published predictions. Run "
-                f"{self.name} without --check first."
-            )
-        published = json.loads((folder / self.name / "run.json").read_text())["options"]
-        current = json.loads(json.dumps(self.resolved))
-        for name in {**published, **current}:
-            if name not in ("methods", "seeds", "analyses") and published.get(name) != current.get(name):
-                raise ValueError(
-                    f"--check: got {self.name} with {name}={current.get(name)} in tables.yaml or its configuration, "
-                    f"expected {published.get(name)}, as in its published results. Run {self.name} without --check "
-                    "first."
-                )
-        results = ExperimentResult.read(folder / self.name / "results.json")
-        known = read_predictions(path)["seed"].unique().tolist()
+        results = self.published(folder, "--check")
+        known = read_predictions(folder / self.name / PREDICTIONS)["seed"].unique().tolist()
         unknown = [seed for seed in seeds if seed not in known]
         if unknown:
             raise ValueError(
@@ -627,10 +662,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry_run", action="store_true", help="Print the commands without running them.")
     args = parser.parse_args(argv)
     if args.only_methods and (args.add_methods or args.add_seeds or args.add_analyses):
-        parser.error(
-            "--only_methods: got another option that adds to the runs, expected at most one. Add methods first, and "
-            "seeds or analyses with a second command."
-        )
+        parser.error("--only_methods: got another option that adds to the runs, expected none. Use two commands.")
     if args.check and (args.add_methods or args.only_methods or args.add_seeds or args.add_analyses or args.overwrite):
         parser.error(
             "--check: got an option that changes the runs, expected at most --seeds. Remove the other options."
@@ -638,38 +670,29 @@ def main(argv: list[str] | None = None) -> None:
     if args.seeds and not args.check:
         parser.error("--seeds: got no --check, expected both. Add --check, or use --add_seeds to train more seeds.")
     try:
-        for name in ("add_methods", "only_methods"):
-            check_names(f"--{name}", getattr(args, name), (*METHODS, BOOTSTRAP))
+        check_names("--add_methods", args.add_methods, (*METHODS, BOOTSTRAP))
+        check_names("--only_methods", args.only_methods, list(METHODS))
         check_names("--add_analyses", args.add_analyses, list(ANALYSES))
         folder = args.tables.resolve().parent
         page = read_page(args.tables)
-        runs = [
-            run.to_check(folder, args.seeds)
-            if args.check
-            else run.with_results(folder).grown(
-                methods=args.add_methods + args.only_methods, seeds=args.add_seeds, analyses=args.add_analyses
-            )
-            for run in chosen(page.runs, args.names)
+        runs = chosen(page.runs, args.names)
+        if args.check:
             # Without names, a check covers all published runs.
-            if args.names or not args.check or (folder / run.name / PREDICTIONS).is_file()
-        ]
+            runs = [run for run in runs if args.names or (folder / run.name / PREDICTIONS).is_file()]
+            runs = trained = [run.to_check(folder, args.seeds) for run in runs]
+        elif args.only_methods:
+            both = [run.only(folder, args.only_methods) for run in runs]
+            runs, trained = [whole for whole, _ in both], [only for _, only in both]
+        else:
+            added = {"methods": args.add_methods, "seeds": args.add_seeds, "analyses": args.add_analyses}
+            runs = trained = [run.with_results(folder).grown(**added) for run in runs]
         if args.check and not runs:
             raise ValueError(
                 f"--check: got no run with {PREDICTIONS} in {folder}, expected published runs. Publish a run "
                 "first, without --check."
             )
         directories = [path.expanduser().resolve() if path else None for path in (args.models, args.data)]
-        if args.only_methods:
-            for run in runs:
-                if not (folder / run.name / PREDICTIONS).is_file():
-                    raise ValueError(
-                        f"--only_methods: got no {run.name}/{PREDICTIONS} in {folder.name}, expected published "
-                        f"results. Run {run.name} without --only_methods first."
-                    )
-        commands = [
-            (run, (run.only(args.only_methods) if args.only_methods else run).local(page.models, *directories))
-            for run in runs
-        ]
+        commands = [(run, of_run.local(page.models, *directories)) for run, of_run in zip(runs, trained, strict=True)]
     except (ValueError, OSError) as error:
         parser.error(str(error))
     outputs = args.outputs.resolve()

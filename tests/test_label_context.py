@@ -383,7 +383,8 @@ def test_the_context_of_an_experiment_does_not_reach_true_labels_of_students(fin
         datasets = [value for value in reachable(context) if isinstance(value, Dataset)]
         with_truth = [rows for rows in datasets if "ground_truth" in rows.data.column_names]
         assert with_truth and not [rows for rows in with_truth if not known.issuperset(rows["id"])]
-        assert not {"ground_truth", "group", "question"} & set(context.rows.column_names)
+        for rows in (context.rows, *context._half, context._test):
+            assert not {"ground_truth", "group", "question"} & set(rows.column_names)
 
 
 @pytest.mark.parametrize(

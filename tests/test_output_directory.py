@@ -228,7 +228,7 @@ def test_an_error_says_that_finished_stages_are_kept(tmp_path, monkeypatch):
     with pytest.raises(ValueError) as error:
         run_stopped(tmp_path)
     (note,) = error.value.__notes__
-    assert note.startswith("The 3 finished stages of this run are kept. Repeat the command")
+    assert note.startswith("Finished stages of this run are kept (3). Repeat the command")
 
 
 @pytest.mark.parametrize("is_true", [False, True], ids=["other students", "the same students"])

@@ -54,14 +54,9 @@ def test_merged_results_are_those_of_one_run(whole, tmp_path):
     results, predictions = compare.merge(published, added)
     expected = ExperimentResult.read(whole / "results.json").to_dict()
     merged = results.to_dict()
-    for each in merged["runs"]:
-        assert each.pop("self_trained")["accuracy"] == 0.5
-        methods = [student["method"] for student in each["students"]]
-        assert methods == ["confidence", "naive", "product"]
-        each["students"].sort(key=lambda student: METHODS.index(student["method"]))
-    assert merged["runs"] == expected["runs"]
-    assert sorted(merged["summary"], key=lambda each: METHODS.index(each["method"])) == expected["summary"]
-    assert merged["settings"] == expected["settings"]
+    assert {each.pop("self_trained")["accuracy"] for each in merged["runs"]} == {0.5}
+    for name in ("runs", "summary", "settings"):  # also in the same order
+        assert merged[name] == expected[name]
     assert merged["wall_seconds"] == {"weak": 12.0, "ceiling": 130.0, "student-product": 30.0, "total": 5.0}
     results.write(published / "results.json")
     write_predictions(predictions, published / PREDICTIONS)
@@ -72,6 +67,29 @@ def test_merged_results_are_those_of_one_run(whole, tmp_path):
     assert here == there
     again, same = compare.merge(published, added)  # a command that is repeated changes nothing
     assert again.to_dict() == results.to_dict() and len(same) == len(predictions)
+
+
+def test_results_that_only_one_run_has_are_kept(whole, tmp_path):
+    score = {"accuracy": 0.75, "n": 40, "pgr": 0.5}
+    model = {"model": "a", "accuracy": 0.5, "n": 40}
+
+    def with_transfer(content):
+        own = {"method": "naive", "accuracy_mean": 0.5, "difference": 0.25, "difference_ci95": [0, 0.5], "n_better": 2}
+        content["self_trained"] = own | {"n_seeds": 2}
+        transfer(content)
+
+    def transfer(content):
+        for each in content["runs"]:
+            students = [{"method": student["method"], **score} for student in each["students"]]
+            of_task = {"dataset": "d", "revision": "r", "n_shared": 0, "weak": model, "ceiling": model}
+            each["transfer"] = {"other": of_task | {"students": students}}
+
+    published = write_part(tmp_path / "published", whole, ["naive", "confidence"], with_transfer)
+    added = write_part(tmp_path / "added", whole, ["naive", "product"], transfer)
+    results, _ = compare.merge(published, added)
+    assert results.self_trained.difference == 0.25
+    for each in results.runs:
+        assert [student.method for student in each.transfer["other"].students] == METHODS
 
 
 def other_versions(content):
@@ -118,16 +136,35 @@ def test_a_model_with_other_predictions_is_noticed(role, whole, tmp_path):
         compare.merge(published, added)
 
 
+def test_a_chain_is_not_added(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["sst2", "--only_methods", "bootstrap"])
+    assert "--only_methods: got bootstrap" in capsys.readouterr().err
+
+
 def test_a_method_is_added_to_published_results(whole, tmp_path, monkeypatch, capsys):
     options = {"task": "sst2", "seeds": SEEDS, "methods": ["naive", "confidence"], "analyses": ["prompting"]}
     tables = write_tables(tmp_path / "list", {"sst2": {"title": "SST-2", "recipe": "recipes/nlp.py"}}, options)
     folder, outputs, commands = tables.parent / "sst2", tmp_path / "out", []
     command = ["sst2", "--tables", str(tables), "--outputs", str(outputs), "--only_methods", "product"]
-    with pytest.raises(SystemExit):
-        run.main(command)
-    assert "got no sst2/predictions.parquet" in capsys.readouterr().err
+    monkeypatch.setattr(run, "library_versions", lambda: {"torch": "2.13.0"})
+
+    def is_refused(message, *further):
+        with pytest.raises(SystemExit):
+            run.main([*command, *further])
+        assert message in capsys.readouterr().err
+
+    is_refused("got no sst2/predictions.parquet")
     write_part(folder, whole, ["naive", "confidence"])
-    (folder / "run.json").write_text(json.dumps({"trained": ["2026-01-02", "2026-01-03"]}))
+    facts = {"trained": ["2026-01-02", "2026-01-03"], "options": options | {"aux_coef": 0.75}}
+    (folder / "run.json").write_text(json.dumps(facts))
+    is_refused("got sst2 with aux_coef=None in tables.yaml or its configuration, expected 0.75")
+    (folder / "run.json").write_text(json.dumps(facts | {"options": options}))
+    with monkeypatch.context() as other:
+        other.setattr(run, "library_versions", lambda: {"torch": "2.14.0"})
+        is_refused("got other versions of torch than the published results of sst2")
+    is_refused("expected none. Use two commands", "--add_seeds", "2")
+    is_refused("--check", "--check")
 
     def launch(command):
         commands.append(" ".join(command))
@@ -148,6 +185,3 @@ def test_a_method_is_added_to_published_results(whole, tmp_path, monkeypatch, ca
     assert facts["trained"][0] == "2026-01-02" and facts["trained"][1] > "2026-01-03"
     assert facts["command"].endswith("--analyses prompting") and "naive confidence product" in facts["command"]
     check_predictions(folder)
-    for further in (["--add_seeds", "2"], ["--check"]):
-        with pytest.raises(SystemExit):
-            run.main([*command, *further])

@@ -169,6 +169,8 @@ def test_real_rows(name):
     shuffled = {split: rows.shuffle(seed=1) for split, rows in raw.items()}
     in_order, again = (load_task(name, raw=DatasetDict(rows)) for rows in (raw, shuffled))
     assert in_order.fingerprint == again.fingerprint
+    if name == "sst2":  # a directory and rows in memory are read in different ways
+        assert load_task(name, raw=load_dataset(path)).fingerprint == splits.fingerprint
     tokenizer = AutoTokenizer.from_pretrained(real("tokenizers/gpt2"))
     n_shortened = check_shortening(splits, tokenizer, 256)
     if name in ("quail", "dream", "multirc", "boolq"):

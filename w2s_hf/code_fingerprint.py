@@ -47,7 +47,8 @@ def code_fingerprint(function: Callable) -> str:
     The hash also includes values: default values, closures, the arguments bound by `functools.partial`, and the global
     variables that the function uses. Arrays and tensors count by their content, and objects of the user by class and
     attributes. Functions and classes of libraries and of this package count by their names. Other objects of libraries
-    count by their class if a file creates them. Versions of libraries are in the keys of cached stages instead.
+    count by their class if a file creates them. The keys of cached stages have the versions of the libraries that this
+    package uses. An upgrade of another library is not noticed.
 
     The hash does not notice data files that the function reads, modules that it imports with
     `importlib.import_module`, and code that it runs with `eval`. In a notebook, it does not notice the arguments of

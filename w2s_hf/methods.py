@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ _OF_THE_EXPERIMENT = (
     "use_cpu", "bf16", "fp16", "report_to",
     # These arguments change the state of the process, and so the training of other models.
     "tf32", "torch_compile", "full_determinism", "fp16_full_eval", "bf16_full_eval", "deepspeed", "fsdp",
-    "fsdp_config", "accelerator_config", "parallelism_config",
+    "fsdp_config", "accelerator_config", "parallelism_config", "torch_compile_backend", "torch_compile_mode",
+    "use_liger_kernel", "liger_kernel_config",
 )  # fmt: skip
 
 # Results have other models with these names.
@@ -62,8 +63,8 @@ class Method:
         source (`str`, *optional*): Publication or origin of the method.
 
     Raises:
-        ValueError: The name has other characters, the loss is unknown, or the experiment sets one of the arguments.
-            The loss `learned_supervisors` has no transform.
+        ValueError: The name has other characters, or the loss is unknown. The experiment sets one of the arguments, or
+            the loss does not use it. The loss `learned_supervisors` has no transform.
         TypeError: Loss or transform is neither a function nor a `functools.partial` of a function, or depends on a
             value whose change would not be noticed.
     """
@@ -291,7 +292,6 @@ def find_method(method: str | Method, option: str = "--methods") -> Method:
     return METHODS[method]
 
 
-@cache
 def _method_in_file(path: Path, variable: str) -> Method:
     """Returns a method of a file. Each file is run once, so that a process always uses the same code."""
     return find_in_file(path, variable, Method, what="method", kind_name="w2s_hf.Method", is_run_once=True)

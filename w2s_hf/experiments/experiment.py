@@ -445,7 +445,7 @@ class Experiment:
                 release(self.output_dir)
             if n_built := self.finetuner.cache.n_built:
                 error.add_note(
-                    f"The {n_built} finished stages of this run are kept. Repeat the command to continue, also with "
+                    f"Finished stages of this run are kept ({n_built}). Repeat the command to continue, also with "
                     "other --methods."
                 )
             raise

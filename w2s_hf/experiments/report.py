@@ -144,7 +144,9 @@ def _label_notes(results: ExperimentResult) -> list[str]:
 
     weak = [run.weak for run in results.runs]
     of_supervisor = mean(each.label_accuracy for each in weak), mean(each.label_confidence for each in weak)
-    lines = [["weak labels", str(results.dataset.n_student_half), *of_supervisor, "", ""]]
+    # The number of rows that `keep_confident` leaves is not recorded.
+    n_rows = "" if results.settings.training.keep_confident is not None else str(results.dataset.n_student_half)
+    lines = [["weak labels", n_rows, *of_supervisor, "", ""]]
     for method in changed:
         of_method = [student for student in students if student.method == method]
         labels = [student.labels for student in of_method if student.labels is not None]
@@ -157,9 +159,9 @@ def _label_notes(results: ExperimentResult) -> list[str]:
     kept = [column for column in range(len(header)) if any(line[column] for line in lines)]
     return [
         "## Training labels",
-        "These methods train on labels other than the weak labels. Values are means over the seeds. `correct` is the "
-        "share of training rows whose label has the true class. `confidence` is the larger probability of a label. No "
-        "method was told which labels are correct.",
+        "These methods change the weak labels, leave out rows, or weight rows. Values are means over the seeds. "
+        "`correct` is the share of training rows whose label has the true class. `confidence` is the larger "
+        "probability of a label. No method was told which labels are correct.",
         markdown_table([header[column] for column in kept], [[line[column] for column in kept] for line in lines]),
     ]
 
