@@ -765,8 +765,8 @@ def page_text(groups: Sequence[Group], page: Page, prompts: dict | None) -> str:
             "\n".join(f"- {line}" for line in summary(comparisons)),
             methods_summary(comparisons),
             "## Overview",
-            f"The table has the mean accuracy over {_all_seeds(groups)}. {_CELLS} `no clear gap` means that the ceiling "
-            "is not clearly above the supervisor.",
+            f"The table has the mean accuracy over {_all_seeds(groups)}. {_CELLS} `no clear gap` means that the "
+            "ceiling is not clearly above the supervisor.",
             overview([group for group in groups if group.table.short], short=True),
             "![Test accuracy of supervisors, students and ceilings](figures/results.png)",
             "## The paper's comparisons",
