@@ -20,12 +20,11 @@ import pytest
 from helpers.cards import CARDS
 from helpers.running import ROOT, recipe, recipe_here, start
 
-from w2s_hf import Method, WeakLabels, read_results
+from w2s_hf import Method, WeakLabels, read_results, user_code
 from w2s_hf.experiments import finetuner
 from w2s_hf.experiments.output_directory import Manifest
 from w2s_hf.launch import CONFIGS
 from w2s_hf.leaderboard import find_cards, leaderboard
-from w2s_hf.methods import _method_in_file
 from w2s_hf.results import ExperimentResult
 from w2s_hf.sweep import cells
 from w2s_hf.sweep.cells import Session, _row_of
@@ -346,7 +345,7 @@ def test_the_head_knows_the_records_of_its_workers(head, tmp_path, monkeypatch):
 
 def session_of(args, head) -> Session:
     """Returns a session in another process, which has not run the file of the method yet."""
-    _method_in_file.cache_clear()
+    user_code._FIRST.clear()
     return replace(head, key="", method_codes={}, method_files=args.method_files)
 
 
@@ -374,7 +373,7 @@ def test_a_worker_finds_the_method_from_another_directory_and_refuses_other_code
     session = session_of(args, head)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    _method_in_file.cache_clear()
+    user_code._FIRST.clear()
     worker, cell = Session(**json.loads(json.dumps(session.for_others()))), Cell("boolq", "weak", "student", "mine", 0)
     options = []
     monkeypatch.setattr(cells, "parse_arguments", lambda *arguments, **_: options.extend(arguments[2]) or stop())
@@ -383,7 +382,7 @@ def test_a_worker_finds_the_method_from_another_directory_and_refuses_other_code
         worker.experiment(cell)
     assert options[options.index("--methods") + 1] == str(tmp_path / "mine.py")
     (tmp_path / "mine.py").write_text(METHOD.replace("sqrt", "square"))
-    _method_in_file.cache_clear()
+    user_code._FIRST.clear()
     with pytest.raises(RuntimeError, match=f"has other code in {tmp_path / 'mine.py'} than the head node. Start"):
         worker.experiment(cell)
 

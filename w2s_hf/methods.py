@@ -265,8 +265,10 @@ def find_method(method: str | Method, option: str = "--methods") -> Method:
     found = method if isinstance(method, Method) else None
     if isinstance(method, str) and (place := split_path(method)) is not None:
         path, variable = place
-        warn_of_change(path.resolve())
-        found = _method_in_file(path.resolve(), variable)
+        path = path.resolve()
+        warn_of_change(path)
+        # Each file is run once, so that a process always uses the same code.
+        found = find_in_file(path, variable, Method, what="method", kind_name="w2s_hf.Method", is_run_once=True)
     if found is not None:
         if found.name in (*METHODS, BOOTSTRAP) and not found.is_built_in:
             raise ValueError(
@@ -290,11 +292,6 @@ def find_method(method: str | Method, option: str = "--methods") -> Method:
             f"w2s_hf.Method, such as my_method.py:NAME.{did_you_mean(method, known)}"
         )
     return METHODS[method]
-
-
-def _method_in_file(path: Path, variable: str) -> Method:
-    """Returns a method of a file. Each file is run once, so that a process always uses the same code."""
-    return find_in_file(path, variable, Method, what="method", kind_name="w2s_hf.Method", is_run_once=True)
 
 
 def find_methods(methods: Sequence[str | Method], option: str = "--methods") -> dict[str, Method]:
