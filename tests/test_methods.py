@@ -71,6 +71,8 @@ def test_every_loss_of_the_package_has_a_method_of_its_name():
         ({"training_args": {"seed": 3}}, ValueError, "training_args with seed, which the experiment sets"),
         ({"training_args": {"loss_type": "xent"}}, ValueError, "Remove loss_type"),
         ({"training_args": {"tf32": True}}, ValueError, "training_args with tf32, which the experiment sets"),
+        # Students of other methods have the same loaded base.
+        ({"training_args": {"disable_dropout": False}}, ValueError, "disable_dropout, which the experiment sets"),
         ({"training_args": {"aux_coef": 0.75}}, ValueError, "with aux_coef, which its loss does not use"),
         ({"loss": squared_error, "training_args": {"aux_coef": 0.75}}, ValueError, "Remove aux_coef, or set another"),
         ({"loss": "product", "training_args": {"aux_start": "agreement"}}, ValueError, "Remove aux_start"),

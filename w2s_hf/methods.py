@@ -28,8 +28,9 @@ BOOTSTRAP = "bootstrap"
 # arguments of the experiment.
 _OF_THE_EXPERIMENT = (
     "loss_type", "output_dir", "seed", "data_seed", "push_to_hub", "run_name", "resume_from_checkpoint", "max_length",
-    "use_cpu", "bf16", "fp16", "report_to",
-    # These arguments change the state of the process, and so the training of other models.
+    "use_cpu", "bf16", "fp16", "report_to", "model_init_kwargs",
+    # These arguments change the state of the process or of the loaded student, and so the training of other models.
+    "disable_dropout",
     "tf32", "torch_compile", "full_determinism", "fp16_full_eval", "bf16_full_eval", "deepspeed", "fsdp",
     "fsdp_config", "accelerator_config", "parallelism_config", "torch_compile_backend", "torch_compile_mode",
     "use_liger_kernel", "liger_kernel_config",
