@@ -148,7 +148,6 @@ def _merge_seed(old: SeedResult, new: SeedResult) -> SeedResult:
         students=_merged(old.students, new.students, "method"),
         baselines=_merged(old.baselines, new.baselines, "name"),
         self_trained=new.self_trained or old.self_trained,
-        by_situation=old.by_situation | new.by_situation,
         analyses=old.analyses | new.analyses,
         transfer=transfer,
     )

@@ -17,17 +17,17 @@ results. List added methods, seeds and analyses in tables.yaml, too. Models in `
 `--only_methods` trains the supervisor, the ceiling, and the students of `naive` and of the given methods. The other
 students of the published results are kept. Their predictions are the same as in a run with all methods, because the
 training is deterministic. The command fails if supervisor, ceiling or naive students have other predictions than the
-published ones. Baselines of the student's own answers are added if they are missing. Analyses are not repeated, so
-their tables lack the new methods.
+published ones. Results depend on the number of threads, so set OMP_NUM_THREADS to the number on the page, also for
+`--check`. Baselines of the student's own answers are added if they are missing. Analyses are not repeated, so their
+tables lack the new methods.
 
 If the options of a table have changed, add `--overwrite`. Afterwards, `python results/build.py` writes the page.
 
 `--check` trains published runs again from scratch, by default all of them. It writes to `--outputs` with the suffix
-`_check`. Steps that several runs share are trained once. Analyses and their predictions by prompts are left out.
-Results depend on the number of threads, so set OMP_NUM_THREADS to the number on the page. The check compares the
-predictions of the test rows with `predictions.parquet` and writes `check.json` beside it. It fails if a predicted
-class differs although CPU, cores and threads are the same. Repeat the command to resume a check that was stopped or
-had an error. A finished check removes its trained models, so that the next check trains them again.
+`_check`. Steps that several runs share are trained once. Analyses and their predictions by prompts are left out. The
+check compares the predictions of the test rows with `predictions.parquet` and writes `check.json` beside it. It fails
+if a predicted class differs although CPU, cores and threads are the same. Repeat the command to resume a check that
+was stopped or had an error. A finished check removes its trained models, so that the next check trains them again.
 """
 
 import datetime
@@ -149,15 +149,22 @@ class Run:
 
     def only(self, folder: Path, methods: list[str]) -> tuple["Run", "Run"]:
         """
-        Returns two runs. The first has the published methods and seeds, and the other methods. The second trains only
-        the other methods and `naive`, without analyses.
+        Returns two runs. The first has the published methods, seeds and analyses, and then the other methods. The
+        second trains only the other methods and `naive`, without analyses.
 
         Raises:
-            ValueError: The published results have other options or versions of libraries, or no `naive` student.
+            ValueError: The published results have other options, versions of libraries or threads, or no `naive`
+                student.
         """
         results = self.published(folder, "--only_methods")
+        n_threads = json.loads((folder / self.name / "run.json").read_text())["published_by"]["threads"]
+        if n_threads != machine()["threads"]:
+            raise ValueError(
+                f"--only_methods: got {machine()['threads']} threads, expected {n_threads}, as in the published "
+                f"results of {self.name}. Set OMP_NUM_THREADS={n_threads}."
+            )
         if results.versions != (here := library_versions()):
-            differing = [name for name in here if here[name] != results.versions.get(name)]
+            differing = [name for name in here | results.versions if here.get(name) != results.versions.get(name)]
             raise ValueError(
                 f"--only_methods: got other versions of {', '.join(differing)} than the published results of "
                 f"{self.name}, expected the same versions. Run {self.name} with --add_methods instead."
@@ -168,8 +175,10 @@ class Run:
                 f"--only_methods: got published results of {self.name} without naive, expected a naive student, whose "
                 f"predictions are compared. Run {self.name} with --add_methods instead."
             )
-        seeds = {"seeds": [run.seed for run in results.runs]}
-        whole = replace(self, options=self.options | seeds).with_results(folder).grown(methods=methods)
+        # Methods of tables.yaml that are not published are left out.
+        lists = {"seeds": [run.seed for run in results.runs], "methods": list(dict.fromkeys([*known, *methods]))}
+        options = self.options | lists | {"analyses": list(results.runs[0].analyses)}
+        whole = replace(self, options={name: value for name, value in options.items() if value != []})
         options = {name: value for name, value in whole.options.items() if name != "analyses"}
         return whole, replace(self, options=options | {"methods": list(dict.fromkeys(["naive", *methods]))})
 

@@ -144,7 +144,12 @@ def test_a_chain_is_not_added(capsys):
 
 def test_a_method_is_added_to_published_results(whole, tmp_path, monkeypatch, capsys):
     options = {"task": "sst2", "seeds": SEEDS, "methods": ["naive", "confidence"], "analyses": ["prompting"]}
-    tables = write_tables(tmp_path / "list", {"sst2": {"title": "SST-2", "recipe": "recipes/nlp.py"}}, options)
+    # Other methods and analyses that are listed, and not published, are not said to be published.
+    listed = options | {
+        "methods": ["naive", "product", "window", "confidence"],
+        "analyses": ["prompting", "overfitting"],
+    }
+    tables = write_tables(tmp_path / "list", {"sst2": {"title": "SST-2", "recipe": "recipes/nlp.py"}}, listed)
     folder, outputs, commands = tables.parent / "sst2", tmp_path / "out", []
     command = ["sst2", "--tables", str(tables), "--outputs", str(outputs), "--only_methods", "product"]
     monkeypatch.setattr(run, "library_versions", lambda: {"torch": "2.13.0"})
@@ -157,11 +162,17 @@ def test_a_method_is_added_to_published_results(whole, tmp_path, monkeypatch, ca
     is_refused("got no sst2/predictions.parquet")
     write_part(folder, whole, ["naive", "confidence"])
     facts = {"trained": ["2026-01-02", "2026-01-03"], "options": options | {"aux_coef": 0.75}}
+    facts["published_by"] = {"threads": run.machine()["threads"] + 1}
     (folder / "run.json").write_text(json.dumps(facts))
     is_refused("got sst2 with aux_coef=None in tables.yaml or its configuration, expected 0.75")
     (folder / "run.json").write_text(json.dumps(facts | {"options": options}))
+    is_refused(f"got {run.machine()['threads']} threads, expected {run.machine()['threads'] + 1}")
+    facts["published_by"] = run.machine()
+    (folder / "run.json").write_text(json.dumps(facts | {"options": options}))
     with monkeypatch.context() as other:
         other.setattr(run, "library_versions", lambda: {"torch": "2.14.0"})
+        is_refused("got other versions of torch than the published results of sst2")
+        other.setattr(run, "library_versions", dict)
         is_refused("got other versions of torch than the published results of sst2")
     is_refused("expected none. Use two commands", "--add_seeds", "2")
     is_refused("--check", "--check")
