@@ -81,14 +81,14 @@ def test_the_report_has_the_accuracy_of_the_labels_of_a_method(tmp_path):
     changed = results()
     changed["runs"][0]["weak"] |= {"label_accuracy": 0.72, "label_confidence": 0.875}
     (student,) = changed["runs"][0]["students"]
-    student["labels"] = {"n_train": 40, "accuracy": 0.75, "confidence": 0.625, "weights": {"mean": 0.5, "n_zero": 0}}
+    student["labels"] = {"n_train": 40, "accuracy": 0.75, "confidence": 0.625, "weights": {"mean": 0.5, "n_zero": 7}}
     student["supervisor_weights"] = [0.25, 0.75]
     write_report(changed, tmp_path / "changed", notes=[])
     report = (tmp_path / "changed" / "report.md").read_text()
     n_half, method = changed["dataset"]["n_student_half"], student["method"]
-    header = "| labels | training rows | correct | confidence | mean weight | learned weights of supervisors |"
-    assert header in report and f"| weak labels | {n_half} | 0.720 | 0.875 |  |  |" in report
-    assert f"| {method} | 40 | 0.750 | 0.625 | 0.500 | 0.25 / 0.75 |" in report
+    header = "| labels | training rows | correct | confidence | mean weight | rows with weight 0 | learned weights of"
+    assert header in report and f"| weak labels | {n_half} | 0.720 | 0.875 |  |  |  |" in report
+    assert f"| {method} | 40 | 0.750 | 0.625 | 0.500 | 7 | 0.25 / 0.75 |" in report
     write_report(results(), tmp_path / "same", notes=[])
     assert "Training labels" not in (tmp_path / "same" / "report.md").read_text()
 

@@ -22,7 +22,7 @@ __all__ = ["described", "errors_with_lines", "find_in_file", "split_path", "warn
 logger = logging.getLogger(__name__)
 
 
-_FIRST: dict[Path, tuple[str, dict[str, Any]]] = {}  # text and variables of files that a process runs only once
+_FIRST: dict[Path, tuple[bytes, dict[str, Any]]] = {}  # content and variables of files that a process runs only once
 
 
 def split_path(name: str) -> tuple[Path, str] | None:
@@ -64,9 +64,10 @@ def find_in_file(
         _, variables = _FIRST[path]
     else:
         sys.path.insert(0, str(path.parent.resolve()))  # lets the file import modules of its directory
-        text, variables = _run(path, what)
+        content = path.read_bytes()
+        variables = _run(path, what)
         if is_run_once:
-            _FIRST[path] = text, variables
+            _FIRST[path] = content, variables
     objects = {name: value for name, value in variables.items() if isinstance(value, kind)}
     if variable and variable not in objects or not variable and len(objects) != 1:
         expected = f"a {what} {variable!r}" if variable else f"one {what}"
@@ -79,12 +80,11 @@ def find_in_file(
     return objects[variable] if variable else next(iter(objects.values()))
 
 
-def _run(path: Path, what: str) -> tuple[str, dict[str, Any]]:
-    """Returns text and variables of a Python file. Raises `ValueError` with the line of an error."""
+def _run(path: Path, what: str) -> dict[str, Any]:
+    """Returns the variables of a Python file. Raises `ValueError` with the line of an error."""
     try:
         with tokenize.open(path) as file:
-            text = file.read()
-        return text, _variables_of(str(path), text)
+            return _variables_of(str(path), file.read())
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
@@ -142,13 +142,12 @@ def _local_modules(path: Path, text: str, found: dict[str, Path]) -> dict[str, P
 def warn_of_change(path: Path) -> None:
     """Logs a warning, once per change, if a file that this process runs only once has changed."""
     if path in _FIRST and path.is_file():
-        with tokenize.open(path) as file:
-            _warn_of_text(path, file.read())
+        _warn_of_content(path, path.read_bytes())
 
 
 @functools.cache
-def _warn_of_text(path: Path, text: str) -> None:
-    if text != _FIRST[path][0]:
+def _warn_of_content(path: Path, content: bytes) -> None:
+    if content != _FIRST[path][0]:
         logger.warning(
             f"{path.name} has changed since this process loaded it, and the loaded version is used. Restart the "
             "process (in a notebook, the kernel)."

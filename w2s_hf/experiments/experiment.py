@@ -627,8 +627,8 @@ def _check_method(method: Method, setting: Setting, training_args: AnyConfig) ->
 
 def scored_predictions(context: AnalysisContext) -> pa.Table:
     """
-    Returns the predictions of the test rows by the models of a seed, and by its baselines: the linear probe and the
-    prompts. Every rank calls this function.
+    Returns the predictions of the test rows by the models of a seed and by its baselines. These are the linear probe,
+    the prompts, and the student trained on its own answers. Every rank calls this function.
     """
     scorer, baselines = context.scorer, {}
     if any(baseline.name == LINEAR_PROBE for baseline in context.result.baselines):

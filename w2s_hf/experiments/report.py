@@ -146,22 +146,25 @@ def _label_notes(results: ExperimentResult) -> list[str]:
     of_supervisor = mean(each.label_accuracy for each in weak), mean(each.label_confidence for each in weak)
     # The number of rows that `keep_confident` leaves is not recorded.
     n_rows = "" if results.settings.training.keep_confident is not None else str(results.dataset.n_student_half)
-    lines = [["weak labels", n_rows, *of_supervisor, "", ""]]
+    lines = [["weak labels", n_rows, *of_supervisor, "", "", ""]]
     for method in changed:
         of_method = [student for student in students if student.method == method]
         labels = [student.labels for student in of_method if student.labels is not None]
         learned = [student.supervisor_weights for student in of_method if student.supervisor_weights is not None]
         line = [method, mean((each.n_train for each in labels), 0)]
         line += [mean(each.accuracy for each in labels), mean(each.confidence for each in labels)]
-        line.append(mean(each.weights["mean"] for each in labels if each.weights is not None))
+        weights_of_rows = [each.weights for each in labels if each.weights is not None]
+        line += [mean(each["mean"] for each in weights_of_rows), mean((each["n_zero"] for each in weights_of_rows), 0)]
         lines.append([*line, " / ".join(mean(weights, 2) for weights in zip(*learned, strict=True))])
-    header = ["labels", "training rows", "correct", "confidence", "mean weight", "learned weights of supervisors"]
+    header = ["labels", "training rows", "correct", "confidence", "mean weight", "rows with weight 0"]
+    header.append("learned weights of supervisors")
     kept = [column for column in range(len(header)) if any(line[column] for line in lines)]
     return [
         "## Training labels",
         "These methods change the weak labels, leave out rows, or weight rows. Values are means over the seeds. "
-        "`correct` is the share of training rows whose label has the true class. `confidence` is the larger "
-        "probability of a label. No method was told which labels are correct.",
+        "`correct` is the share of training rows whose label has the true class. `confidence` is the mean "
+        "of the larger probability of a label. Both include rows with weight 0. No method was told which labels are "
+        "correct.",
         markdown_table([header[column] for column in kept], [[line[column] for column in kept] for line in lines]),
     ]
 
