@@ -3,13 +3,16 @@
 import copy
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.predictions import check_predictions
 from helpers.results_pages import write_made_up_results, write_tables
 from helpers.running import ROOT
 
+from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.results import PREDICTIONS, ExperimentResult, read_predictions
 from w2s_hf.results.predictions import write_predictions
 
@@ -134,6 +137,23 @@ def test_a_model_with_other_predictions_is_noticed(role, whole, tmp_path):
     write_predictions(predictions, added / PREDICTIONS)
     with pytest.raises(ValueError, match=f"other predictions of {role}, seed 1, .*0 of 400 classes differ"):
         compare.merge(published, added)
+
+
+@pytest.mark.parametrize(("change", "is_refused"), [(0.01, False), (1.0, True)])
+def test_a_linear_probe_may_be_rounded_differently(change, is_refused, whole, tmp_path):
+    published = write_part(tmp_path / "published", whole, ["naive", "confidence"])
+    added = write_part(tmp_path / "added", whole, ["naive", "product"])
+    predictions = read_predictions(added / PREDICTIONS)
+    (position, *_) = predictions.index[predictions["role"] == LINEAR_PROBE]
+    mixed = (1 - change) * predictions.at[position, "prediction"] + change * predictions.at[position, "prediction"][
+        ::-1
+    ]
+    predictions.at[position, "prediction"] = mixed.astype(np.float32)
+    write_predictions(predictions, added / PREDICTIONS)
+    with pytest.raises(ValueError, match="1 of 400 classes differ") if is_refused else nullcontext():
+        _, merged = compare.merge(published, added)
+        kept = merged[merged["role"] == LINEAR_PROBE].iloc[0]["prediction"]
+        assert list(kept) == list(read_predictions(published / PREDICTIONS).at[position, "prediction"])
 
 
 def test_a_chain_is_not_added(capsys):
