@@ -325,7 +325,7 @@ def _prompt_scores(entry: Entry, baseline: str) -> dict[str, float]:
     return {
         name: float(np.mean([each[key] for each in scores]))
         for key, name in _PROMPT_SCORES.items()
-        if all(each.get(key) is not None for each in scores)
+        if scores and all(each.get(key) is not None for each in scores)  # a trained student is no prompt
     }
 
 

@@ -45,6 +45,8 @@ OPTIONS = {"task": "sst2", "seeds": [0, 1], "methods": ["naive", "confidence"]}
 
 def test_readme_and_docs_say_what_the_files_say():
     assert build.build(check=True) == []
+    for name in ("README.md", "docs/results.md"):
+        assert not re.search(r"\bnan\b", (ROOT / name).read_text(encoding="utf-8"))
 
 
 def is_current(facts: dict, each: run.Run) -> bool:
