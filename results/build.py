@@ -29,7 +29,7 @@ from w2s_hf.analysis.saliency import saliency_section
 from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
 from w2s_hf.experiments.config import ANALYSES
-from w2s_hf.experiments.report import self_comparison
+from w2s_hf.experiments.report import self_comparison, training_labels
 from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.methods import BOOTSTRAP, METHODS
 from w2s_hf.metrics import difference_interval, rounded
@@ -494,6 +494,8 @@ def section(group: Group, page: Page) -> str:
         parts += [f"### {entry.run.label[0].upper()}{entry.run.label[1:]}"] if entry.run.label else []
         parts += [models_table(entry)]
         parts += [_DIFFERENCES, differences_table(entry), *self_comparison(entry.results)]
+        if labels := training_labels(entry.results):
+            parts += ["**Training labels**", *labels]
         warnings = warnings_of(entry)
         parts += ["\n".join(f"- {line}" for line in warnings)] if warnings else []
         parts += [group.comparisons[entry.run.name]] if entry.run.name in group.comparisons else []

@@ -32,8 +32,8 @@ from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments, RewardArguments
 
 __all__ = [
-    "ceiling_warnings", "print_table", "run_settings", "self_comparison", "supervisor_warning", "unsure_labels",
-    "write_report",
+    "ceiling_warnings", "print_table", "run_settings", "self_comparison", "supervisor_warning", "training_labels",
+    "unsure_labels", "write_report",
 ]  # fmt: skip
 
 
@@ -131,8 +131,8 @@ def _transfer(results: ExperimentResult) -> dict[str, tuple[list[str], list[list
     return tables
 
 
-def _label_notes(results: ExperimentResult) -> list[str]:
-    """Returns the section of the report about labels that methods have changed; an empty list without such methods."""
+def training_labels(results: ExperimentResult) -> list[str]:
+    """Returns a text and a table of the labels that methods have changed; an empty list without such methods."""
     students = [student for run in results.runs for student in run.students]
     changed = dict.fromkeys(student.method for student in students if student.labels is not None)
     if not changed:
@@ -160,7 +160,6 @@ def _label_notes(results: ExperimentResult) -> list[str]:
     header.append("learned weights of supervisors")
     kept = [column for column in range(len(header)) if any(line[column] for line in lines)]
     return [
-        "## Training labels",
         "These methods change the weak labels, leave out rows, or weight rows. Values are means over the seeds. "
         "`correct` is the share of training rows whose label has the true class. `confidence` is the mean "
         "of the larger probability of a label. Both include rows with weight 0. No method was told which labels are "
@@ -333,7 +332,7 @@ _DIRECT = {
 
 def self_comparison(results: ExperimentResult) -> list[str]:
     """
-    Returns a sentence that says whether the weak labels are better than the student's own zero-shot answers. The list
+    Returns a text that says whether the weak labels are better than the student's own zero-shot answers. The list
     is empty if the baselines were not computed.
     """
     summary = results.self_trained
@@ -343,9 +342,9 @@ def self_comparison(results: ExperimentResult) -> list[str]:
     verdict = "are better than" if low > 0 else "are worse than" if high < 0 else "are neither better nor worse than"
     accuracy = rounded(summary.accuracy_mean + summary.difference)
     return [
-        f"As training labels, the weak labels {verdict} the student's own zero-shot answers: accuracy {accuracy} "
-        f"(method {summary.method}) and {rounded(summary.accuracy_mean)}, difference {summary.difference:+.3f}"
-        f"{interval(summary.difference_ci95, 3)}."
+        f"As training labels, the weak labels {verdict} the student's own zero-shot answers. The accuracies are "
+        f"{accuracy} (method {summary.method}) and {rounded(summary.accuracy_mean)}. The difference is "
+        f"{summary.difference:+.3f}{interval(summary.difference_ci95, 3)}."
     ]
 
 
@@ -478,7 +477,9 @@ def write_report(results: ExperimentResult | dict, output_dir: Path, *, notes: l
     plot_accuracies(results, output_dir / "figures" / "accuracy.png")
     if results.runs[0].transfer:
         plot_transfer(results, output_dir / "figures" / "transfer.png")
-    _write(output_dir / "report.md", _report(results, [*_label_notes(results), *_transfer_notes(results), *notes]))
+    labels = training_labels(results)
+    labels = ["## Training labels", *labels] if labels else []
+    _write(output_dir / "report.md", _report(results, [*labels, *_transfer_notes(results), *notes]))
     for run in results.runs:
         for student in run.students:
             for link in (None, *student.links[:-1]):  # the last link is the student
