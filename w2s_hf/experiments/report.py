@@ -339,7 +339,7 @@ def self_comparison(results: ExperimentResult) -> list[str]:
     if summary is None:
         return []
     low, high = summary.difference_ci95
-    verdict = "are better than" if low > 0 else "are worse than" if high < 0 else "are neither better nor worse than"
+    verdict = "are better than" if low > 0 else "are worse than" if high < 0 else "do not differ measurably from"
     accuracy = rounded(summary.accuracy_mean + summary.difference)
     return [
         f"As training labels, the weak labels {verdict} the student's own zero-shot answers. The accuracies are "
