@@ -76,8 +76,8 @@ def merge(published: Path, added: Path) -> tuple[ExperimentResult, pd.DataFrame]
     """
     Merges the results of a run with published results of the same seeds. Both runs have the supervisor, the ceiling
     and the naive student, whose predictions must be equal. The students of both runs are then those of one run with
-    all methods. Baselines such as the linear probe must have the same predicted classes, because their libraries round
-    differently on other CPUs.
+    all methods. Baselines such as the linear probe must have the same predicted classes, because their libraries may
+    round differently.
 
     Args:
         published (`Path`): The folder of the published `results.json` and `predictions.parquet`.

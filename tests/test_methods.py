@@ -73,6 +73,7 @@ def test_every_loss_of_the_package_has_a_method_of_its_name():
         ({"training_args": {"tf32": True}}, ValueError, "training_args with tf32, which the experiment sets"),
         # Students of other methods have the same loaded base.
         ({"training_args": {"disable_dropout": False}}, ValueError, "disable_dropout, which the experiment sets"),
+        ({"training_args": {"model_init_kwargs": {}}}, ValueError, "model_init_kwargs, which the experiment sets"),
         ({"training_args": {"aux_coef": 0.75}}, ValueError, "with aux_coef, which its loss does not use"),
         ({"loss": squared_error, "training_args": {"aux_coef": 0.75}}, ValueError, "Remove aux_coef, or set another"),
         ({"loss": "product", "training_args": {"aux_start": "agreement"}}, ValueError, "Remove aux_start"),
@@ -200,6 +201,8 @@ def test_a_changed_file_is_a_warning_once(file, caplog):
             "mine.py has changed since this process loaded it, and the loaded version is used. Restart the process "
             "(in a notebook, the kernel)."
         ]
+    file.write_bytes(b"\xff")  # not UTF-8
+    assert find_method(str(file)) is method and len(caplog.records) == 3
     file.unlink()
     assert find_method(str(file)) is method
 
