@@ -29,7 +29,7 @@ from w2s_hf.analysis.saliency import saliency_section
 from w2s_hf.cards.markdown import markdown_table
 from w2s_hf.command_line import CommandLine
 from w2s_hf.experiments.config import ANALYSES
-from w2s_hf.experiments.report import self_comparison, training_labels
+from w2s_hf.experiments.report import training_labels
 from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.methods import BOOTSTRAP, METHODS
 from w2s_hf.metrics import difference_interval, rounded
@@ -106,9 +106,10 @@ class Entry:
 
     @property
     def hours(self) -> float:
-        """The hours of all steps. Times of students' directories are left out, because they repeat other steps."""
+        """The hours of all steps. Times of students' directories and of steps within other steps are left out."""
+        repeated = ("total", "students/", "student-for-labels")
         seconds = self.results.wall_seconds.items()
-        return sum(each for name, each in seconds if name != "total" and not name.startswith("students/")) / 3600
+        return sum(each for name, each in seconds if not name.startswith(repeated)) / 3600
 
     @property
     def is_self_trained(self) -> bool:
@@ -390,6 +391,8 @@ def differences_table(entry: Entry) -> str:
         columns["naive"] = ("naive student", [*own, *(method for method in methods if method != "naive")])
     if LINEAR_PROBE in set(entry.predictions["role"]):
         columns[LINEAR_PROBE] = ("linear probe", ["ceiling"])
+    if own:
+        columns[SELF_TRAINED] = ("student trained on its answers", methods)
     if entry.is_prompted:
         columns[_ZERO_SHOT] = ("zero-shot prompt", ["weak", *own, *methods])
     rows = []
@@ -462,8 +465,10 @@ def check_line(entry: Entry, check: dict) -> str:
     place = f" on {_machine(by)}" if machine_differs(by, entry.facts["published_by"]) else ""
     details = f"{place} ({_named_seeds(check['seeds'])}, commit {by['commit']})"
     roles = {model["role"] for model in models}
-    later = [method for method in entry.methods if method not in roles]  # methods that were published after the check
-    missing = f" These methods were not trained again: {', '.join(later)}." if later else ""
+    own = [SELF_TRAINED] if entry.is_self_trained else []
+    # Students that were published after the check
+    later = [_ROLES.get(role, role) for role in (*entry.methods, *own) if role not in roles]
+    missing = f" These students were not trained again: {', '.join(later)}." if later else ""
     return f"The models were trained again on {check['date']}{details}. {outcome}.{missing}"
 
 
@@ -493,7 +498,7 @@ def section(group: Group, page: Page) -> str:
     for entry in group.entries:
         parts += [f"### {entry.run.label[0].upper()}{entry.run.label[1:]}"] if entry.run.label else []
         parts += [models_table(entry)]
-        parts += [_DIFFERENCES, differences_table(entry), *self_comparison(entry.results)]
+        parts += [_DIFFERENCES, differences_table(entry)]
         if labels := training_labels(entry.results):
             parts += ["**Training labels**", *labels]
         warnings = warnings_of(entry)
@@ -868,7 +873,7 @@ def draw(groups: Sequence[Group], path: Path, key: str) -> None:
                 if not len(scores):
                     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # a line may be behind the text
                     axes.text(
-                        0.5, y, "not run", va="center", ha="center", fontsize=8, bbox=box,
+                        0.02, y, "not run", va="center", ha="left", fontsize=8, bbox=box,
                         transform=axes.get_yaxis_transform(),
                     )  # fmt: skip
                     continue

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.results import PREDICTIONS, ExperimentResult, SeedResult, read_predictions
 
 __all__ = ["compare_predictions", "merge"]
@@ -75,17 +76,17 @@ def compare_predictions(predictions: pd.DataFrame, others: pd.DataFrame) -> list
 def merge(published: Path, added: Path) -> tuple[ExperimentResult, pd.DataFrame]:
     """
     Merges the results of a run with published results of the same seeds. Both runs have the supervisor, the ceiling
-    and the naive student, whose predictions must be equal. The students of both runs are then those of one run with
-    all methods. Baselines such as the linear probe must have the same predicted classes, because their libraries may
-    round differently.
+    and the naive student. The predictions of all models that both runs have must be equal. The students of both runs
+    are then those of one run with all methods. The linear probe must have the same predicted classes, because its
+    libraries may round differently.
 
     Args:
         published (`Path`): The folder of the published `results.json` and `predictions.parquet`.
         added (`Path`): The output directory of the run with other methods.
 
     Returns:
-        The results with the methods of both runs, and their predictions. The duration of a step is the longer of both
-        runs.
+        The results with the methods of both runs, and their predictions. Scores, predictions and durations that both
+        runs have are those of the published run.
 
     Raises:
         ValueError: The runs differ in seeds, rows, settings or versions, or a model of both runs has other
@@ -107,9 +108,8 @@ def merge(published: Path, added: Path) -> tuple[ExperimentResult, pd.DataFrame]
             )
     before, after = (read_predictions(folder / PREDICTIONS) for folder in (published, added))
     is_shared = _models(after).isin(_models(before))
-    trained = {"weak", "ceiling", *(summary.method for summary in new.summary)}
     for model in compare_predictions(after[is_shared], before):
-        if model["n_different"] or model["role"] in trained and model["largest_difference"]:
+        if model["n_different"] or model["role"] != LINEAR_PROBE and model["largest_difference"]:
             raise ValueError(
                 f"Got other predictions of {model['role']}, seed {model['seed']}, expected the published predictions "
                 f"({model['n_different']} of {model['n']} classes differ). Train all methods again, without "
@@ -121,10 +121,7 @@ def merge(published: Path, added: Path) -> tuple[ExperimentResult, pd.DataFrame]
         summary=_merged(old.summary, new.summary, "method"),
         self_trained=new.self_trained or old.self_trained,
         settings=replace(new.settings, losses=old.settings.losses | new.settings.losses),
-        wall_seconds={
-            name: max(seconds.get(name, 0.0) for seconds in (old.wall_seconds, new.wall_seconds))
-            for name in old.wall_seconds | new.wall_seconds
-        },
+        wall_seconds=new.wall_seconds | old.wall_seconds,
     )
     return results, pd.concat([before, after[~is_shared]], ignore_index=True)
 
@@ -142,13 +139,14 @@ def _merged(old: Sequence[T], new: Sequence[T], key: str) -> list[T]:
 def _merge_seed(old: SeedResult, new: SeedResult) -> SeedResult:
     """Returns the results of one seed with the models of both runs. Entries of `new` replace those of `old`."""
     transfer = dict(old.transfer)
+    known = {each.name for each in old.baselines}
     for task, of_task in new.transfer.items():
         students = _merged(old.transfer[task].students, of_task.students, "method") if task in transfer else None
         transfer[task] = of_task if students is None else replace(of_task, students=students)
     return replace(
         new,
         students=_merged(old.students, new.students, "method"),
-        baselines=_merged(old.baselines, new.baselines, "name"),
+        baselines=[*old.baselines, *(each for each in new.baselines if each.name not in known)],
         self_trained=new.self_trained or old.self_trained,
         analyses=old.analyses | new.analyses,
         transfer=transfer,

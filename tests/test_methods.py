@@ -73,6 +73,16 @@ def test_every_loss_of_the_package_has_a_method_of_its_name():
         ({"training_args": {"tf32": True}}, ValueError, "training_args with tf32, which the experiment sets"),
         # Students of other methods have the same loaded base.
         ({"training_args": {"disable_dropout": False}}, ValueError, "disable_dropout, which the experiment sets"),
+        (
+            {"training_args": {"gradient_checkpointing": True}},
+            ValueError,
+            "gradient_checkpointing, which the experiment",
+        ),
+        (
+            {"training_args": {"hub_token": "hf_x"}},
+            ValueError,
+            "training_args with hub_token, which the experiment sets",
+        ),
         ({"training_args": {"model_init_kwargs": {}}}, ValueError, "model_init_kwargs, which the experiment sets"),
         ({"training_args": {"aux_coef": 0.75}}, ValueError, "with aux_coef, which its loss does not use"),
         ({"loss": squared_error, "training_args": {"aux_coef": 0.75}}, ValueError, "Remove aux_coef, or set another"),

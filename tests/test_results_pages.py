@@ -554,7 +554,7 @@ def test_a_check_stays_while_its_models_have_the_same_predictions(checked, repos
     assert "not trained again" not in publish(weak=HERE, naive=HERE, confidence=HERE)
     page = publish(weak=HERE, naive=HERE, confidence=HERE, product=THERE)
     assert "(seeds 2, 0, commit 000000000000). " in page
-    assert "by 6 models. These methods were not trained again: product." in page
+    assert "by 6 models. These students were not trained again: product." in page
     publish(weak=HERE, naive=HERE, confidence=[HERE[0] + 2**-20, *HERE[1:]], product=THERE)
     assert not (folder / "check.json").exists()
 

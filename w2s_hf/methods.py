@@ -30,7 +30,8 @@ _OF_THE_EXPERIMENT = (
     "loss_type", "output_dir", "seed", "data_seed", "push_to_hub", "run_name", "resume_from_checkpoint", "max_length",
     "use_cpu", "bf16", "fp16", "report_to", "model_init_kwargs",
     # These arguments change the state of the process or of the loaded student, and so the training of other models.
-    "disable_dropout",
+    "disable_dropout", "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
+    "activation_checkpointing_kwargs", "activation_offloading",
     "tf32", "torch_compile", "full_determinism", "fp16_full_eval", "bf16_full_eval", "deepspeed", "fsdp",
     "fsdp_config", "accelerator_config", "parallelism_config", "torch_compile_backend", "torch_compile_mode",
     "use_liger_kernel", "liger_kernel_config",
@@ -100,7 +101,8 @@ class Method:
                 f"Method {self.name}: got the loss {self.loss!r} and no transform, expected a transform that returns "
                 "the labels of each supervisor. Set transform=w2s_hf.transforms.all_supervisors."
             )
-        wrong = [name for name in _OF_THE_EXPERIMENT if name in self.training_args]
+        # Arguments of the Hub would have no effect, and results and cards would show a token.
+        wrong = [name for name in self.training_args if name in _OF_THE_EXPERIMENT or name.startswith("hub_")]
         if wrong:
             raise ValueError(
                 f"Method {self.name}: got training_args with {wrong[0]}, which the experiment sets, expected other "

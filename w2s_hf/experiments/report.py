@@ -159,11 +159,11 @@ def training_labels(results: ExperimentResult) -> list[str]:
     header = ["labels", "training rows", "correct", "confidence", "mean weight", "rows with weight 0"]
     header.append("learned weights of supervisors")
     kept = [column for column in range(len(header)) if any(line[column] for line in lines)]
+    both = " Both include rows with weight 0." if any(line[5] for line in lines) else ""
     return [
         "These methods change the weak labels, leave out rows, or weight rows. Values are means over the seeds. "
         "`correct` is the share of training rows whose label has the true class. `confidence` is the mean "
-        "of the larger probability of a label. Both include rows with weight 0. No method was told which labels are "
-        "correct.",
+        "of the larger probability of a label." + both + " No method was told which labels are correct.",
         markdown_table([header[column] for column in kept], [[line[column] for column in kept] for line in lines]),
     ]
 
