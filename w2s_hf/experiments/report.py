@@ -32,7 +32,7 @@ from ..training_settings import changed_fields, training_settings
 from .config import ExperimentArguments, RewardArguments
 
 __all__ = [
-    "ceiling_warnings", "print_table", "run_settings", "self_comparison", "supervisor_warning", "training_labels",
+    "ceiling_warnings", "print_table", "run_settings", "supervisor_warning", "training_labels",
     "unsure_labels", "write_report",
 ]  # fmt: skip
 
@@ -330,10 +330,10 @@ _DIRECT = {
 }
 
 
-def self_comparison(results: ExperimentResult) -> list[str]:
+def _self_comparison(results: ExperimentResult) -> list[str]:
     """
-    Returns a text that says whether the weak labels are better than the student's own zero-shot answers. The list
-    is empty if the baselines were not computed.
+    Returns a list of one text, which says whether the weak labels are better than the student's own zero-shot answers.
+    The list is empty if the baselines were not computed.
     """
     summary = results.self_trained
     if summary is None:
@@ -353,7 +353,7 @@ def _comparisons(results: ExperimentResult) -> list[str]:
     Returns the comparison with the student's own answers. For each chain, it is followed by a comparison with the
     same student trained without the chain.
     """
-    lines = self_comparison(results)
+    lines = _self_comparison(results)
     for summary in results.summary:
         for rows, direct in summary.direct.items():
             n = summary.n_seeds
