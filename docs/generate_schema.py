@@ -160,7 +160,8 @@ TEXTS = {
     "by_situation": "Demo of pairs only: accuracy by the feature that distinguishes the better response.",
     "easy_to_hard": "Chess with `--max_train_rating` only: scores of the easy-to-hard students.",
     "ExperimentResult.generative_finetuning": "Pairs only: true if students were first trained on the responses.",
-    "wall_seconds": "Seconds by stage, and by the directory of a student.",
+    "wall_seconds": "Seconds by stage, and by the directory of a student. `total` is the time of the last command, "
+    "which may have used cached stages.",
     "baselines": "Baselines that need no finetuning.",
     "setting": "`classification`, `reward`, `chess` or `generation`.",
 }

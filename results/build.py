@@ -106,10 +106,14 @@ class Entry:
 
     @property
     def hours(self) -> float:
-        """The hours of all steps. Times of students' directories and of steps within other steps are left out."""
-        repeated = ("total", "students/", "student-for-labels")
-        seconds = self.results.wall_seconds.items()
-        return sum(each for name, each in seconds if not name.startswith(repeated)) / 3600
+        """
+        The hours of all steps, without the times of students' directories and of two kinds of steps within other steps.
+        These are students for labels, and hidden states for the labels of probes.
+        """
+        seconds, repeated = self.results.wall_seconds, ["total", "students/", "student-for-labels"]
+        if any(name.startswith(("labels-relabelled", "labels-filtered")) for name in seconds):
+            repeated.append("hidden-states")
+        return sum(each for name, each in seconds.items() if not name.startswith(tuple(repeated))) / 3600
 
     @property
     def is_self_trained(self) -> bool:
@@ -392,7 +396,7 @@ def differences_table(entry: Entry) -> str:
     if LINEAR_PROBE in set(entry.predictions["role"]):
         columns[LINEAR_PROBE] = ("linear probe", ["ceiling"])
     if own:
-        columns[SELF_TRAINED] = ("student trained on its answers", methods)
+        columns[SELF_TRAINED] = ("student trained on its zero-shot answers", methods)
     if entry.is_prompted:
         columns[_ZERO_SHOT] = ("zero-shot prompt", ["weak", *own, *methods])
     rows = []
@@ -728,8 +732,8 @@ _METHOD = """\
   a bootstrap interval over test rows, and over seeds if there are several. The interval is unbounded if the ceiling is
   at or below the supervisor in more than 2.5 % of the resamples. The interval of PGR can include 0 although the
   interval of the difference between student and supervisor does not.
-- All bootstrap intervals are percentile intervals of 2000 resamples. The intervals cover three seeds and one choice of
-  training rows. They are not corrected for the number of comparisons.
+- All bootstrap intervals are percentile intervals, of 2,000 resamples for PGR and 20,000 for differences. They cover
+  three seeds and one choice of training rows. They are not corrected for the number of comparisons.
 - The test rows are balanced, so the accuracy at chance is 0.5.
 - Agreement is the share of test rows for which student and supervisor predict the same class. It is computed for the
   rows that the supervisor classifies correctly, and for the rows that it misclassifies. A student that copies errors

@@ -85,8 +85,8 @@ def merge(published: Path, added: Path) -> tuple[ExperimentResult, pd.DataFrame]
         added (`Path`): The output directory of the run with other methods.
 
     Returns:
-        The results with the methods of both runs, and their predictions. Scores, predictions and durations that both
-        runs have are those of the published run.
+        The results with the methods of both runs, and their predictions. Predictions, durations and scores of
+        baselines that both runs have are those of the published run. Other scores are computed from equal predictions.
 
     Raises:
         ValueError: The runs differ in seeds, rows, settings or versions, or a model of both runs has other
@@ -137,7 +137,7 @@ def _merged(old: Sequence[T], new: Sequence[T], key: str) -> list[T]:
 
 
 def _merge_seed(old: SeedResult, new: SeedResult) -> SeedResult:
-    """Returns the results of one seed with the models of both runs. Entries of `new` replace those of `old`."""
+    """Returns the results of one seed with the models of both runs. Baselines of both runs are those of `old`."""
     transfer = dict(old.transfer)
     known = {each.name for each in old.baselines}
     for task, of_task in new.transfer.items():

@@ -156,6 +156,17 @@ def test_interval_of_a_difference():
     assert metrics.difference_interval(first, first) == (0, 0)
 
 
+def test_the_interval_of_a_difference_hardly_depends_on_its_seed():
+    """Claims about differences depend on whether the interval contains 0."""
+    rng = np.random.default_rng(0)
+    first = rng.random((3, 400)) < 0.8
+    second = np.where(rng.random((3, 400)) < 0.2, ~first, first)
+    ends = np.array([metrics.difference_interval(first, second, seed=seed) for seed in range(8)])
+    assert ends.std(axis=0).max() < 0.0005
+    few = np.array([metrics.difference_interval(first, second, seed=seed, n_resamples=500) for seed in range(8)])
+    assert few.std(axis=0).max() > 0.001
+
+
 def test_the_example_of_a_difference_runs(monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", metrics.difference_interval.__doc__, flags=re.S)
     monkeypatch.chdir(Path(__file__).parents[1])

@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,14 @@ from w2s_hf.experiments.report import run_settings
 from w2s_hf.experiments.settings.classification import LINEAR_PROBE
 from w2s_hf.methods import BOOTSTRAP, METHODS
 from w2s_hf.metrics import difference_interval, rounded
-from w2s_hf.results import PREDICTIONS, ExperimentResult, PgrSummary, read_predictions
+from w2s_hf.results import (
+    PREDICTIONS,
+    SELF_TRAINED,
+    ExperimentResult,
+    PgrSummary,
+    SelfTrainedSummary,
+    read_predictions,
+)
 from w2s_hf.results.predictions import predictions_table, write_predictions
 from w2s_hf.tasks import PREFERENCE_TASKS
 from w2s_hf.tasks.chess import CHESS_PUZZLES
@@ -274,6 +282,30 @@ def test_a_supervisor_at_chance_is_named_and_the_ceiling_compared_with_the_probe
     entry.results.runs[1].weak.ci95 = [entry.results.chance, 0.75]
     (line,) = [line for line in build.warnings_of(entry) if "chance" in line]
     assert line.startswith("The supervisor is not clearly better than chance in 1 of 2 seeds (seed 1). ")
+
+
+def test_the_student_trained_on_its_answers_is_compared(repository):
+    groups = build.read_groups(run.read_page(repository / "results" / "tables.yaml"), repository / "results")
+    entry = groups[0].entries[0]
+    of_naive = entry.predictions[entry.predictions["role"] == "naive"]
+    entry.__dict__["predictions"] = pd.concat([entry.predictions, of_naive.assign(role=SELF_TRAINED)])
+    scores = entry.scores("naive").assign(role="baseline", method=SELF_TRAINED)
+    entry.__dict__["table"] = pd.concat([entry.table, scores])
+    difference = {"difference": 0.0, "difference_ci95": [-0.01, 0.01], "n_better": 0, "n_seeds": 2}
+    entry.results.self_trained = SelfTrainedSummary(method="naive", accuracy_mean=0.7, **difference)
+    header, _, *rows = build.differences_table(entry).splitlines()
+    assert "| minus linear probe | minus student trained on its zero-shot answers |" in header
+    (naive,) = [row for row in rows if row.startswith("| student, naive |")]
+    assert naive.split(" | ")[4] == "0.000 [0.000, 0.000], 0 of 2"
+
+
+def test_hours_count_each_step_once():
+    seconds = {"weak": 3600, "hidden-states": 3600, "total": 1, "students/naive-seed0": 5, "student-for-labels": 3600}
+    hours = build.Entry.hours.fget
+    assert hours(SimpleNamespace(results=SimpleNamespace(wall_seconds=seconds))) == 2
+    # Hidden states are computed within the labels of a probe.
+    seconds["labels-relabelled_knn"] = 3700
+    assert hours(SimpleNamespace(results=SimpleNamespace(wall_seconds=seconds))) == 7300 / 3600
 
 
 def test_undefined_pgr_is_no_unbounded_interval():

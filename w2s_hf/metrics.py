@@ -121,7 +121,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, n_
 
 
 def difference_interval(
-    first: np.ndarray, second: np.ndarray, *, n_resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    first: np.ndarray, second: np.ndarray, *, n_resamples: int = 20_000, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """
     Returns the paired bootstrap interval (percentiles) of the difference between two means, first minus second.
@@ -148,7 +148,9 @@ def difference_interval(
     Args:
         first, second (`np.ndarray` of shape `(seeds, N)`): Scores of the same test rows, such as 1 for a correct
             prediction. NaN leaves a row out of the mean of its seed.
-        n_resamples (`int`), confidence (`float`), seed (`int`): Arguments of the bootstrap.
+        n_resamples (`int`, *optional*, defaults to 20,000): Number of resamples. With 2,000 resamples, the ends depend
+            on the seed in their third decimal, and with them the answer to whether an interval contains 0.
+        confidence (`float`), seed (`int`): Further arguments of the bootstrap.
 
     Returns:
         The lower and upper end. Resamples in which a mean has no rows are left out.
@@ -168,16 +170,16 @@ def difference_interval(
         raise ValueError("Got NaN for all rows of a seed, expected at least one score. Leave the seed out.")
     rng = np.random.default_rng(seed)
     n_seeds, n = scores[0].shape
-    values_and_masks = [(np.nan_to_num(values), ~np.isnan(values)) for values in scores]
+    # The columns are the rows' scores, and whether they have a score, for both models and all seeds.
+    values = np.concatenate([*map(np.nan_to_num, scores), *(~np.isnan(of_model) for of_model in scores)]).T
     differences = np.empty(n_resamples)
     for start in range(0, n_resamples, _CHUNK):
         size = min(_CHUNK, n_resamples - start)
-        rows = rng.integers(0, n, (size, n))
+        rows = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(rows.ravel(), minlength=size * n).reshape(size, n)
+        sums, n_scores = np.split(counts @ values, 2, axis=1)
         with np.errstate(invalid="ignore"):  # 0 / 0 occurs if all rows are NaN
-            first_means, second_means = (
-                values[:, rows].sum(axis=2) / (n if mask.all() else mask[:, rows].sum(axis=2))
-                for values, mask in values_and_masks
-            )
+            first_means, second_means = np.split((sums / n_scores).T, 2)
         seeds = rng.integers(0, n_seeds, (n_seeds, size))
         differences[start : start + size] = np.take_along_axis(first_means - second_means, seeds, axis=0).mean(axis=0)
     tail = (1 - confidence) / 2
