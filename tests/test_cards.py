@@ -89,6 +89,10 @@ def test_the_report_has_the_accuracy_of_the_labels_of_a_method(tmp_path):
     header = "| labels | training rows | correct | confidence | mean weight | rows with weight 0 | learned weights of"
     assert header in report and f"| weak labels | {n_half} | 0.720 | 0.875 |  |  |  |" in report
     assert f"| {method} | 40 | 0.750 | 0.625 | 0.500 | 7 | 0.25 / 0.75 |" in report
+    assert "larger probability of a label. Both include rows with weight 0. No method" in report
+    del student["labels"]["weights"]
+    write_report(changed, tmp_path / "unweighted", notes=[])
+    assert "weight 0" not in (tmp_path / "unweighted" / "report.md").read_text()
     write_report(results(), tmp_path / "same", notes=[])
     assert "Training labels" not in (tmp_path / "same" / "report.md").read_text()
 

@@ -55,6 +55,10 @@ def test_every_loss_of_the_package_has_a_method_of_its_name():
     )
 
 
+def with_share(context, share):
+    return context.labels(context.probabilities * share)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -68,6 +72,11 @@ def test_every_loss_of_the_package_has_a_method_of_its_name():
         ({"loss": 3}, TypeError, "Method m: got a loss of type int, expected a function"),
         ({"transform": "confident"}, TypeError, "Method m: got a transform of type str, expected a function"),
         ({"transform": 3}, TypeError, "Method m: got a transform of type int, expected a function"),
+        (
+            {"transform": with_share},
+            TypeError,
+            "one argument, the context: missing a required argument: 'share'",
+        ),
         ({"training_args": {"seed": 3}}, ValueError, "training_args with seed, which the experiment sets"),
         ({"training_args": {"loss_type": "xent"}}, ValueError, "Remove loss_type"),
         ({"training_args": {"tf32": True}}, ValueError, "training_args with tf32, which the experiment sets"),
@@ -83,6 +92,8 @@ def test_every_loss_of_the_package_has_a_method_of_its_name():
             ValueError,
             "training_args with hub_token, which the experiment sets",
         ),
+        ({"training_args": {"eos_token": "!"}}, ValueError, "training_args with eos_token, which the experiment sets"),
+        ({"training_args": {"trust_remote_code": True}}, ValueError, "Remove trust_remote_code"),
         ({"training_args": {"model_init_kwargs": {}}}, ValueError, "model_init_kwargs, which the experiment sets"),
         ({"training_args": {"aux_coef": 0.75}}, ValueError, "with aux_coef, which its loss does not use"),
         ({"loss": squared_error, "training_args": {"aux_coef": 0.75}}, ValueError, "Remove aux_coef, or set another"),

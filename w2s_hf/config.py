@@ -118,6 +118,12 @@ class _OwnDefaults(TrainerArguments):
         if (self.bf16 or self.bf16_full_eval) and self.use_cpu:
             warn_of_slow_bfloat16()
         super().__post_init__()
+        for name in ("eos_token", "pad_token", "chat_template_path"):
+            if (value := getattr(self, name, None)) is not None:
+                raise ValueError(
+                    f"{name}: got {value!r}, expected None, because rows are tokenized before TRL uses this argument. "
+                    "Change the tokenizer, and save it with the model or pass it as processing_class."
+                )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns otherwise; transformers sets it only for use_cpu=True
         strategy = HubStrategy(self.hub_strategy)

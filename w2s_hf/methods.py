@@ -1,6 +1,7 @@
 """The methods of training students on weak labels: a loss, a transform of the labels, and training arguments."""
 
 import copy
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -35,6 +36,9 @@ _OF_THE_EXPERIMENT = (
     "tf32", "torch_compile", "full_determinism", "fp16_full_eval", "bf16_full_eval", "deepspeed", "fsdp",
     "fsdp_config", "accelerator_config", "parallelism_config", "torch_compile_backend", "torch_compile_mode",
     "use_liger_kernel", "liger_kernel_config",
+    # Rows are tokenized before a trainer of TRL sets tokens or a template.
+    "eos_token", "pad_token", "chat_template_path",
+    "trust_remote_code",
 )  # fmt: skip
 
 # Results have other models with these names.
@@ -68,7 +72,7 @@ class Method:
         ValueError: The name has other characters, or the loss is unknown. The experiment sets one of the arguments, or
             the loss does not use it. The loss `learned_supervisors` has no transform.
         TypeError: Loss or transform is neither a function nor a `functools.partial` of a function, or depends on a
-            value whose change would not be noticed.
+            value whose change would not be noticed. The transform needs another argument than the context.
     """
 
     name: str
@@ -123,6 +127,14 @@ class Method:
                     f"Method {self.name}: got a {what} of type {type(function).__name__}, expected a function. Pass a "
                     "function."
                 )
+        if self.transform is not None:
+            try:
+                inspect.signature(self.transform).bind(None)
+            except TypeError as error:
+                raise TypeError(
+                    f"Method {self.name}: got a transform that cannot be called with one argument, the context: "
+                    f"{error}. Bind its other arguments with functools.partial."
+                ) from error
         object.__setattr__(self, "training_args", dict(self.training_args))
         codes = {what: code_fingerprint(function) for what, function in functions.items() if callable(function)}
         object.__setattr__(self, "code", "-".join(codes.values()) or None)

@@ -309,9 +309,9 @@ def _checked(labels: Any, context: StudentRows, half: Half, what: str) -> Any:
     """
     kind = type(context.weak_labels)
     if not isinstance(labels, kind):
+        result = "context.labels(probabilities)" if kind is WeakLabels else "WeakCompletions(context.ids, completions)"
         raise ValueError(
-            f"{what}: got a transform that returns {type(labels).__name__}, expected {kind.__name__}. Return "
-            "context.labels(probabilities)."
+            f"{what}: got a transform that returns {type(labels).__name__}, expected {kind.__name__}. Return {result}."
         )
     labels = context.with_own_ids(labels, what)
     if not len(labelled(half, labels).train):
