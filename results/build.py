@@ -107,7 +107,7 @@ class Entry:
     @property
     def hours(self) -> float:
         """
-        The hours of all steps, without the times of students' directories and of two kinds of steps within other steps.
+        The hours of all steps, without those of students' directories and of two kinds of steps within other steps.
         These are students for labels, and hidden states for the labels of probes.
         """
         seconds, repeated = self.results.wall_seconds, ["total", "students/", "student-for-labels"]
