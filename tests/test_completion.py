@@ -295,7 +295,6 @@ def test_dropout_is_off_unless_asked_for(tokenizer, tmp_path):
         ({"max_length": -3}, "max_length: got -3"),
         ({"packing": True}, "packing: got True, expected False"),
         ({"eos_token": "!"}, "eos_token: got '!', expected None, because rows are tokenized before TRL uses"),
-        ({"pad_token": "!"}, "pad_token: got '!', expected None"),
         ({"chat_template_path": "a.jinja"}, "chat_template_path: got 'a.jinja', expected None"),
         ({"truncation_mode": "keep_end"}, "truncation_mode: got 'keep_end', expected the default 'keep_start'"),
     ],
