@@ -75,6 +75,7 @@ def test_help_and_version_name_the_commands(capsys):
         ("run boolq --num_processes 2 --accelerate_config single", "which starts one process"),
         ("run boolq --help everything", "expected --help or --help all"),
         ("run boolq --trust_remote_code true", "Got --trust_remote_code"),
+        ("run anthropic_hh --trust_remote_code true", "trust_remote_code"),
         ("tasks --al", "Got --al, which is not an option"),
     ],
 )

@@ -294,6 +294,7 @@ def test_dropout_is_off_unless_asked_for(tokenizer, tmp_path):
         ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected a positive"),
         ({"max_length": -3}, "max_length: got -3"),
         ({"packing": True}, "packing: got True, expected False"),
+        ({"pad_token": "!"}, "pad_token: got '!', expected None"),
         ({"eos_token": "!"}, "eos_token: got '!', expected None, because rows are tokenized before TRL uses"),
         ({"chat_template_path": "a.jinja"}, "chat_template_path: got 'a.jinja', expected None"),
         ({"truncation_mode": "keep_end"}, "truncation_mode: got 'keep_end', expected the default 'keep_start'"),

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import pickle
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,11 @@ def with_share(context, share):
     return context.labels(context.probabilities * share)
 
 
+@wraps(with_share)
+def with_half(context):
+    return with_share(context, 0.5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -77,6 +82,7 @@ def with_share(context, share):
             TypeError,
             "one argument, the context: missing a required argument: 'share'",
         ),
+        ({"transform": max}, TypeError, "function"),
         ({"training_args": {"seed": 3}}, ValueError, "training_args with seed, which the experiment sets"),
         ({"training_args": {"loss_type": "xent"}}, ValueError, "Remove loss_type"),
         ({"training_args": {"tf32": True}}, ValueError, "training_args with tf32, which the experiment sets"),
@@ -104,6 +110,10 @@ def with_share(context, share):
 def test_a_method_that_cannot_be_used_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         Method(**{"name": "m"} | arguments)
+
+
+def test_a_transform_may_wrap_a_function_of_more_arguments():
+    assert Method("m", transform=with_half).transform is with_half
 
 
 def test_a_method_does_not_change():

@@ -156,6 +156,21 @@ def test_interval_of_a_difference():
     assert metrics.difference_interval(first, first) == (0, 0)
 
 
+def test_rows_without_a_score_are_left_out_of_each_mean():
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 3, 50))
+    is_first = rng.random((3, 50)) < 0.5
+    first[~is_first], second[is_first] = np.nan, np.nan
+    draws, differences = np.random.default_rng(0), []
+    for _ in range(4):
+        rows = draws.integers(0, 50, (50, 50))
+        means = [np.nanmean(values[:, rows], axis=2) for values in (first, second)]
+        seeds = draws.integers(0, 3, (3, 50))
+        differences.append(np.take_along_axis(means[0] - means[1], seeds, axis=0).mean(axis=0))
+    expected = np.quantile(np.concatenate(differences), [0.025, 0.975])
+    assert metrics.difference_interval(first, second, n_resamples=200) == pytest.approx(expected, abs=1e-11)
+
+
 def test_the_interval_of_a_difference_hardly_depends_on_its_seed():
     """Claims about differences depend on whether the interval contains 0."""
     rng = np.random.default_rng(0)

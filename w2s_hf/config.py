@@ -117,13 +117,18 @@ class _OwnDefaults(TrainerArguments):
             )
         if (self.bf16 or self.bf16_full_eval) and self.use_cpu:
             warn_of_slow_bfloat16()
-        super().__post_init__()
         for name in ("eos_token", "pad_token", "chat_template_path"):
             if (value := getattr(self, name, None)) is not None:
                 raise ValueError(
                     f"{name}: got {value!r}, expected None, because rows are tokenized before TRL uses this argument. "
-                    "Change the tokenizer, and save it with the model or pass it as processing_class."
+                    "Change the tokenizer, and save it with the model (in Python, or pass it as processing_class)."
                 )
+        if getattr(self, "trust_remote_code", False):  # a field of newer configurations of TRL
+            raise ValueError(
+                "trust_remote_code: got True, expected False, because experiments run no code of model repositories. "
+                "Remove it. For one trainer, set it in model_init_kwargs."
+            )
+        super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns otherwise; transformers sets it only for use_cpu=True
         strategy = HubStrategy(self.hub_strategy)

@@ -127,16 +127,16 @@ class Method:
                     f"Method {self.name}: got a {what} of type {type(function).__name__}, expected a function. Pass a "
                     "function."
                 )
+        object.__setattr__(self, "training_args", dict(self.training_args))
+        codes = {what: code_fingerprint(function) for what, function in functions.items() if callable(function)}
         if self.transform is not None:
             try:
-                inspect.signature(self.transform).bind(None)
+                inspect.signature(self.transform, follow_wrapped=False).bind(None)
             except TypeError as error:
                 raise TypeError(
                     f"Method {self.name}: got a transform that cannot be called with one argument, the context: "
-                    f"{error}. Bind its other arguments with functools.partial."
+                    f"{error}. Define it as transform(context), or bind other arguments with functools.partial."
                 ) from error
-        object.__setattr__(self, "training_args", dict(self.training_args))
-        codes = {what: code_fingerprint(function) for what, function in functions.items() if callable(function)}
         object.__setattr__(self, "code", "-".join(codes.values()) or None)
         object.__setattr__(self, "loss_code", codes.get("loss"))
         object.__setattr__(self, "transform_code", codes.get("transform"))

@@ -374,7 +374,9 @@ def _check_models(args: ExperimentArguments, real_config: str | None) -> None:
 
 
 # These options of transformers and TRL are refused.
-_REFUSED = ("hub_token", "model_name_or_path", "trust_remote_code")
+_REFUSED = (
+    "hub_token", "model_name_or_path", "trust_remote_code", "eos_token", "pad_token", "chat_template_path",
+)  # fmt: skip
 # The experiment sets these trainer options for each training run. This dict maps them to the options to use instead.
 _SET_BY = {"seed": "--seeds", "data_seed": "--seeds", "loss_type": "--methods", "hub_model_id": "--hub_namespace"}
 
