@@ -521,7 +521,7 @@ class CompletionConfig(_OwnDefaults, SFTConfig):
     evaluation.
 
     Raises:
-        ValueError: A value is outside its range, or `packing` or `truncation_mode` is set.
+        ValueError: A value is outside its range. `packing`, `truncation_mode`, a token or a template is set.
     """
 
     _argument_group_name = "training (every SFTConfig field)"
